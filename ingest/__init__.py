@@ -1,0 +1,1 @@
+"""The ingestion service: exchanges' streams in, candles, funding and prices out, durably."""

@@ -1,0 +1,221 @@
+"""Minutes in, closed 3-minute candles out; no clock, no socket.
+
+A `CandleBook` holds the recent minutes of one pair. Whatever order they come in, and however often,
+the same minutes give the same candles:
+
+- of two statements about a minute that differ, the one with the later exchange time counts; one
+  that the exchange made always beats a synthetic one; equal values change nothing, so the row
+  keeps the `source` that it came by first;
+- a 3-minute candle is made when its three minutes are there, and again when one of them changes;
+- minutes without trades take no part in open, high and low; with none in all three the candle is
+  flat at the previous close;
+- volumes are summed as decimals and rounded once, so that the sum is what the exchange prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import NamedTuple
+
+from ingest.model import Kline
+from marketdata.schema import CANDLE_MS, MINUTE_MS, Ohlcv
+
+ZERO = Decimal(0)
+
+
+class Changes(NamedTuple):
+    """Rows that are new or changed: minutes for `ohlcv_1m`, candles for `ohlcv_3m`."""
+
+    minutes: list[Ohlcv]
+    candles: list[Ohlcv]
+
+
+def candle_open_ms(time_ms: int) -> int:
+    """Open time of the 3-minute candle that holds an instant.
+
+    >>> candle_open_ms(1_700_000_099_999) % CANDLE_MS
+    0
+    """
+    return time_ms - time_ms % CANDLE_MS
+
+
+def synthetic_minute(exchange: str, symbol: str, minute_ms: int, close: float) -> Kline:
+    """A minute for which the exchange confirms that it has no row: flat, nothing traded."""
+    return Kline(
+        exchange, symbol, minute_ms, close, close, close, close,
+        ZERO, ZERO, 0, True, minute_ms + MINUTE_MS, "synthetic",
+    )  # fmt: skip
+
+
+def _traded(minute: Kline) -> bool:
+    return minute.trades > 0 if minute.trades is not None else minute.volume > 0
+
+
+def _row(minute: Kline, revision: int) -> Ohlcv:
+    quote = None if minute.quote_volume is None else float(minute.quote_volume)
+    return Ohlcv(
+        minute.exchange, minute.symbol, minute.minute_ms,
+        minute.open, minute.high, minute.low, minute.close,
+        float(minute.volume), quote, minute.trades, minute.source, revision,
+    )  # fmt: skip
+
+
+def _same_values(one: Ohlcv, other: Ohlcv) -> bool:
+    return one._replace(source="", revision=0) == other._replace(source="", revision=0)
+
+
+def _rank(minute: Kline) -> tuple[bool, int, Decimal, int, float, float, float, float]:
+    # Ties in exchange time are broken by how much had been traded, then by value: any rule will
+    # do as long as it doesn't depend on the order of arrival.
+    return (
+        minute.source != "synthetic", minute.event_ms, minute.volume, minute.trades or 0,
+        minute.open, minute.high, minute.low, minute.close,
+    )  # fmt: skip
+
+
+def build_candle(minutes: Sequence[Kline], revision: int = 0) -> Ohlcv:
+    """Make a 3-minute candle of its three minutes, in time order.
+
+    >>> def minute(n, price, volume, source="stream"):
+    ...     return Kline("X", "A/B", n * MINUTE_MS, price, price + 1, price - 1, price,
+    ...                  Decimal(volume), None, None, True, n * MINUTE_MS, source)
+    >>> candle = build_candle([minute(0, 5.0, "0.1"), minute(1, 9.0, "0"), minute(2, 6.0, "0.2")])
+    >>> candle.open, candle.high, candle.low, candle.close, candle.volume
+    (5.0, 7.0, 4.0, 6.0, 0.3)
+    """
+    first, last = minutes[0], minutes[-1]
+    traded = [minute for minute in minutes if _traded(minute)]
+    if traded:
+        prices = (
+            traded[0].open,
+            max(minute.high for minute in traded),
+            min(minute.low for minute in traded),
+            traded[-1].close,
+        )
+    else:
+        prices = (last.close,) * 4
+    quotes = [minute.quote_volume for minute in minutes if minute.quote_volume is not None]
+    counts = [minute.trades for minute in minutes if minute.trades is not None]
+    sources = {minute.source for minute in minutes}
+    return Ohlcv(
+        first.exchange, first.symbol, first.minute_ms, *prices,
+        float(sum((minute.volume for minute in minutes), ZERO)),
+        float(sum(quotes, ZERO)) if len(quotes) == len(minutes) else None,
+        sum(counts) if len(counts) == len(minutes) else None,
+        sources.pop() if len(sources) == 1 else "rest",
+        revision,
+    )  # fmt: skip
+
+
+def _stored_minute(row: Ohlcv) -> Kline:
+    # The event time of a stored row is unknown; zero lets any later statement of the exchange count.
+    quote = None if row.quote_volume is None else Decimal(repr(row.quote_volume))
+    return Kline(
+        row.exchange, row.symbol, row.time, row.open, row.high, row.low, row.close,
+        Decimal(repr(row.volume)), quote, row.trades, True, 0, row.source,
+    )  # fmt: skip
+
+
+@dataclass(slots=True)
+class CandleBook:
+    """The recent minutes and candles of one pair.
+
+    `minutes` holds the last `horizon_ms`; older ones are dropped by `prune` and, when a repair
+    needs them, put back by `load` from what is stored.
+    """
+
+    horizon_ms: int = 60 * MINUTE_MS
+    minutes: dict[int, Kline] = field(default_factory=dict)
+    revisions: dict[int, int] = field(default_factory=dict)
+    candles: dict[int, Ohlcv] = field(default_factory=dict)
+
+    def load(self, minutes: Iterable[Ohlcv], candles: Iterable[Ohlcv]) -> None:
+        """Put back stored rows; what the book knows already stays."""
+        for row in minutes:
+            if row.time not in self.minutes:
+                self.minutes[row.time] = _stored_minute(row)
+                self.revisions[row.time] = row.revision
+        for row in candles:
+            self.candles.setdefault(row.time, row)
+
+    def apply(self, statements: Iterable[Kline]) -> Changes:
+        """Take in closed minutes; return the rows that are new or changed.
+
+        A minute older than the horizon is taken as well: the caller decides whether its
+        neighbours have been loaded.
+        """
+        touched: dict[int, None] = {}
+        for statement in statements:
+            self._take(statement, touched)
+        opens = dict.fromkeys(sorted(candle_open_ms(minute_ms) for minute_ms in touched))
+        return Changes(
+            [_row(self.minutes[t], self.revisions[t]) for t in sorted(touched)],
+            [candle for open_ms in opens if (candle := self._candle(open_ms)) is not None],
+        )
+
+    def close_before(self, minute_ms: int) -> float | None:
+        """The close of the minute before, or None where it isn't known."""
+        before = self.minutes.get(minute_ms - MINUTE_MS)
+        return None if before is None else before.close
+
+    def prune(self, newest_ms: int) -> None:
+        """Forget what is older than the horizon."""
+        oldest = candle_open_ms(newest_ms - self.horizon_ms)
+        for known in (self.minutes, self.revisions, self.candles):
+            for time_ms in [t for t in known if t < oldest]:
+                del known[time_ms]
+
+    def _take(self, statement: Kline, touched: dict[int, None]) -> None:
+        time_ms = statement.minute_ms
+        known = self.minutes.get(time_ms)
+        if statement.source == "synthetic":
+            close = self.close_before(time_ms)
+            if close is not None:
+                statement = synthetic_minute(statement.exchange, statement.symbol, time_ms, close)
+        if known is None:
+            self.minutes[time_ms] = statement
+            self.revisions[time_ms] = 0
+        elif _same_values(_row(known, 0), _row(statement, 0)):
+            event_ms = max(known.event_ms, statement.event_ms)
+            real = statement if known.source == "synthetic" else known
+            merged = statement._replace(source=real.source, event_ms=event_ms)
+            self.minutes[time_ms] = merged
+            if merged.source == known.source:
+                return
+        elif _rank(statement) > _rank(known):
+            self.minutes[time_ms] = statement
+            self.revisions[time_ms] += 1
+        else:
+            return
+        touched[time_ms] = None
+        self._flatten_after(time_ms, touched)
+
+    def _flatten_after(self, time_ms: int, touched: dict[int, None]) -> None:
+        """Synthetic minutes follow the close before them when that one becomes known or changes."""
+        close = self.minutes[time_ms].close
+        following = self.minutes.get(time_ms := time_ms + MINUTE_MS)
+        while following is not None and following.source == "synthetic":
+            if following.close == close:
+                return
+            self.minutes[time_ms] = synthetic_minute(
+                following.exchange, following.symbol, time_ms, close
+            )
+            self.revisions[time_ms] += 1
+            touched[time_ms] = None
+            following = self.minutes.get(time_ms := time_ms + MINUTE_MS)
+
+    def _candle(self, open_ms: int) -> Ohlcv | None:
+        times = range(open_ms, open_ms + CANDLE_MS, MINUTE_MS)
+        if any(time_ms not in self.minutes for time_ms in times):
+            return None
+        candle = build_candle([self.minutes[time_ms] for time_ms in times])
+        known = self.candles.get(open_ms)
+        if known is not None:
+            changed = not _same_values(candle, known)
+            candle = candle._replace(revision=known.revision + changed)
+            if candle == known:
+                return None
+        self.candles[open_ms] = candle
+        return candle

@@ -1,0 +1,44 @@
+"""Every Redis key and its lifetime.
+
+A key's lifetime is how long a consumer may still find it after the service has stopped: what is
+not renewed is not fresh.
+"""
+
+from __future__ import annotations
+
+LAST_TTL_MS = 120_000
+"""The longest of a pair's deadlines (funding, repeated at least once a minute)."""
+CANDLES_KEPT = 1_000
+CANDLES_TTL_MS = 2 * 86_400_000
+BOOK_TTL_MS = 10_000
+HEALTH_TTL_MS = 30_000
+STREAM_KEPT_MS = 3_600_000
+
+WANTED_BOOK = "md:wanted:book"
+STREAM_OHLCV_3M = "md:stream:ohlcv_3m"
+STREAM_PRICE = "md:stream:price"
+STREAM_HEALTH = "md:stream:health"
+
+
+def last(exchange: str, symbol: str) -> str:
+    """The hash of a pair's newest values.
+
+    >>> last("BINANCE_FUTURES", "BTC/USDT:USDT")
+    'md:last:BINANCE_FUTURES:BTC/USDT:USDT'
+    """
+    return f"md:last:{exchange}:{symbol}"
+
+
+def candles(exchange: str, symbol: str) -> str:
+    """The sorted set of a pair's newest closed 3-minute candles, scored by open time."""
+    return f"md:ohlcv_3m:{exchange}:{symbol}"
+
+
+def book(exchange: str, symbol: str) -> str:
+    """The top of a pair's order book, as JSON."""
+    return f"md:book:{exchange}:{symbol}"
+
+
+def health(exchange: str) -> str:
+    """The hash of an exchange's connection states."""
+    return f"md:health:{exchange}"
