@@ -162,7 +162,13 @@ class StaleData(TransientError):
         )
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild_stale, (self.what, self.age_ms, self.max_age_ms, self.state, self.retry_after_s)
+        return _rebuild_stale, (
+            self.what,
+            self.age_ms,
+            self.max_age_ms,
+            self.state,
+            self.retry_after_s,
+        )
 
 
 def _rebuild_stale(

@@ -1,0 +1,190 @@
+"""Binance USD-M futures over REST: metadata, minutes, funding intervals.
+
+Sources: https://developers.binance.com/docs/derivatives/usds-margined-futures/market-data/rest-api
+and its general info on limits. Weight is counted by address and UTC minute, refused calls included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import structlog
+
+from ingest.budget import Budgets, Limit
+from ingest.clock import Clock
+from ingest.exchanges.rest_base import (
+    Metadata,
+    MinutesPage,
+    closed_klines,
+    kline,
+    next_minute,
+    volumes_by_id,
+)
+from ingest.model import Kline
+from ingest.rest import Dialect, RestClient
+from marketdata.errors import BadMessage, ExchangeRefused
+from marketdata.pairs import Catalogue, Market, binance_futures_markets
+from marketdata.schema import MINUTE_MS
+
+log = structlog.get_logger()
+
+EXCHANGE = "BINANCE_FUTURES"
+BASE_URL = "https://fapi.binance.com"
+WEIGHT = Limit("weight", 2_400, 60_000)
+FUNDING = Limit("funding", 500, 300_000, sliding=True)
+DIALECT = Dialect(EXCHANGE, (WEIGHT, FUNDING), used_header="X-MBX-USED-WEIGHT-1M")
+
+LONG_PAGE = 499
+SHORT_PAGE = 99
+"""The most rows for weight 2 and 1, whether or not a band of the price list includes its top."""
+CLOCK_LIFE_MS = 60_000
+
+
+class BinanceFuturesRest:
+    """REST side of Binance USD-M futures (see `rest_base.ExchangeRest`)."""
+
+    exchange = EXCHANGE
+    interval_hours: float | None = 8.0
+    """Of perpetuals that `fundingInfo` leaves out, since it lists adjusted ones only."""
+
+    def __init__(
+        self,
+        budgets: Budgets,
+        clock: Clock,
+        rest_url: str | None = None,
+        proxy: str | None = None,
+    ) -> None:
+        self.client = RestClient(rest_url or BASE_URL, DIALECT, budgets, clock, proxy)
+        self._clock = clock
+        self._ahead_ms = 0
+        self._measured_ms: int | None = None
+
+    async def close(self) -> None:
+        await self.client.close()
+
+    async def catalogue(self) -> Metadata:
+        """`exchangeInfo`, whole. Its `serverTime` may be hours old: no use as a clock."""
+        answer = await self.client.get("/fapi/v1/exchangeInfo", weight=1)
+        if not isinstance(answer.body, dict):
+            raise BadMessage(f"{EXCHANGE} exchangeInfo is no JSON object")
+        return answer.body
+
+    def markets(self, metadata: Metadata) -> Catalogue:
+        return binance_futures_markets(metadata)
+
+    async def intervals(self) -> dict[str, float]:
+        answer = await self.client.get("/fapi/v1/fundingInfo", limit=FUNDING.name)
+        return parse_intervals(answer.body)
+
+    async def volumes(self) -> dict[str, float]:
+        answer = await self.client.get("/fapi/v1/ticker/24hr", weight=40)
+        return volumes_by_id(answer.body, "quoteVolume")
+
+    async def server_ms(self) -> int:
+        answer = await self.client.get("/fapi/v1/time", weight=1)
+        body = answer.body
+        server_ms = body.get("serverTime") if isinstance(body, dict) else None
+        if not isinstance(server_ms, int):
+            raise BadMessage(f"{EXCHANGE} time is {body!r}, expected serverTime in ms")
+        self._ahead_ms = server_ms - answer.received_ms
+        self._measured_ms = answer.received_ms
+        return server_ms
+
+    async def minutes(
+        self, market: Market, start_ms: int, end_ms: int
+    ) -> AsyncIterator[MinutesPage]:
+        minute_ms, end_ms = next_minute(start_ms), next_minute(end_ms)
+        while minute_ms < end_ms:
+            server_ms = await self._server_now_ms()
+            closed_ms = min(end_ms, server_ms - server_ms % MINUTE_MS)
+            if minute_ms >= closed_ms:
+                return
+            rows = page_rows((closed_ms - minute_ms) // MINUTE_MS)
+            page_end_ms = min(closed_ms, minute_ms + rows * MINUTE_MS)
+            answer = await self.client.get(
+                "/fapi/v1/klines",
+                {
+                    "symbol": market.id,
+                    "interval": "1m",
+                    "startTime": minute_ms,
+                    "endTime": page_end_ms - 1,
+                    "limit": rows,
+                },
+                weight=klines_weight(rows),
+            )
+            klines = parse_klines(answer.body, market, server_ms)
+            yield MinutesPage(klines, minute_ms, page_end_ms, server_ms)
+            minute_ms = page_end_ms
+
+    async def _server_now_ms(self) -> int:
+        """The server's clock, rather too early than too late, so that no open minute passes."""
+        now_ms = self._clock.now_ms()
+        if self._measured_ms is None or now_ms - self._measured_ms > CLOCK_LIFE_MS:
+            try:
+                await self.server_ms()
+            except ExchangeRefused as refused:
+                log.warning("server_clock_unknown", exchange=EXCHANGE, cause=str(refused))
+                self._ahead_ms, self._measured_ms = 0, now_ms
+        return self._clock.now_ms() + self._ahead_ms
+
+
+def page_rows(minutes: int) -> int:
+    """How many rows to ask for next, so that weight goes furthest.
+
+    >>> page_rows(5), page_rows(99), page_rows(100), page_rows(2880)
+    (5, 99, 100, 499)
+    """
+    return min(minutes, LONG_PAGE)
+
+
+def klines_weight(rows: int) -> int:
+    """Weight of a klines call with that limit, by the dearer reading of the price list.
+
+    >>> [klines_weight(rows) for rows in (1, 99, 100, 499, 500, 1000, 1500)]
+    [1, 1, 2, 2, 5, 5, 10]
+    """
+    if rows <= SHORT_PAGE:
+        return 1
+    if rows <= LONG_PAGE:
+        return 2
+    return 5 if rows <= 1_000 else 10
+
+
+def parse_klines(rows: object, market: Market, server_ms: int) -> list[Kline]:
+    """Closed minutes of a `klines` answer, ascending; volumes in base and quote units.
+
+    Raises
+    ------
+    BadMessage
+        No list, or a row that can't be understood.
+    """
+    return closed_klines(rows, market, server_ms, _kline)
+
+
+def parse_intervals(rows: object) -> dict[str, float]:
+    """Funding intervals in hours by id, out of a `fundingInfo` answer.
+
+    Raises
+    ------
+    BadMessage
+        No list, or a row without symbol or hours.
+    """
+    if not isinstance(rows, list):
+        raise BadMessage(f"{EXCHANGE} fundingInfo is {rows!r:.100}, expected a list")
+    intervals = {}
+    for row in rows:
+        match row:
+            case {"symbol": str(symbol), "fundingIntervalHours": int(hours)} if hours > 0:
+                intervals[symbol] = float(hours)
+            case _:
+                raise BadMessage(f"{EXCHANGE} fundingInfo has {row!r:.100}, expected hours")
+    return intervals
+
+
+def _kline(row: object, market: Market, server_ms: int) -> Kline:
+    match row:
+        case [int(minute_ms), open_, high, low, close, volume, _, quote_volume, int(trades), *_]:
+            prices, volumes = (open_, high, low, close), (volume, quote_volume)
+            return kline(market, server_ms, minute_ms, prices, volumes, trades)
+        case _:
+            raise BadMessage(f"{EXCHANGE} {market.id}: kline {row!r:.200}, expected 12 columns")

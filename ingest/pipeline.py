@@ -1,0 +1,162 @@
+"""The way of every event: inbox → candles and ticks → outbox → publishers.
+
+One task folds what the feeds have put in the inbox into rows and commits them to the outbox; a
+repair goes the same way. Folding and committing happen under one lock, so that two versions of a
+row reach the outbox in the order in which they were made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+
+import structlog
+
+from ingest.candles import CandleBook
+from ingest.clock import Clock
+from ingest.hot import HotState, PairKey
+from ingest.inbox import Inbox
+from ingest.model import Event, Kline
+from ingest.outbox import Outbox
+from ingest.ticks import Thinner, Tick
+from marketdata.errors import TransientError
+from marketdata.schema import MINUTE_MS, Batch, Ohlcv, Row
+
+log = structlog.get_logger()
+
+LINGER_S = 0.05
+"""How long events collect before they are committed: one fsync for many, well inside 200 ms."""
+IDLE_STEP_S = 1.0
+APPEND_RETRY_S = 1.0
+
+_MEASUREMENT = {"FundingRate": "funding_rate", "MarkPrice": "mark_price", "LastPrice": "last_price"}
+
+Listener = Callable[[Sequence[Ohlcv]], None]
+
+
+class Pipeline:
+    """Turns events into rows and commits them.
+
+    Parameters
+    ----------
+    listeners
+        Called with the 3-minute candles of each commit, after it is on disk.
+
+    `counts` has `events`, `too_old` (a stream's minute before the horizon: repair brings it) and
+    rows by measurement.
+    """
+
+    def __init__(
+        self,
+        inbox: Inbox,
+        outbox: Outbox,
+        hot: HotState,
+        thinner: Thinner,
+        clock: Clock,
+        listeners: Sequence[Listener] = (),
+    ) -> None:
+        self.counts: Counter[str] = Counter()
+        self.books: defaultdict[PairKey, CandleBook] = defaultdict(CandleBook)
+        self._inbox = inbox
+        self._outbox = outbox
+        self._hot = hot
+        self._thinner = thinner
+        self._clock = clock
+        self._listeners = listeners
+        self._commit = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Fold and commit until cancelled; `finish` commits what is left."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._fold_events(), name="pipeline.events")
+            tasks.create_task(self._release_ticks(), name="pipeline.ticks")
+
+    async def finish(self) -> None:
+        """Commit everything that has arrived, and the ticks that still wait for their window."""
+        async with self._commit:
+            rows = self._fold(self._inbox.drain())
+            _add_ticks(rows, self._thinner.rest())
+            await self._store(rows)
+
+    async def step(self) -> None:
+        """Commit what has arrived, and the ticks whose window is over, whether or not others come."""
+        async with self._commit:
+            rows = self._fold(self._inbox.drain())
+            _add_ticks(rows, self._thinner.due(self._clock.now_ms()))
+            await self._store(rows)
+
+    async def repair(
+        self,
+        key: PairKey,
+        statements: Iterable[Kline],
+        minutes: Iterable[Ohlcv],
+        candles: Iterable[Ohlcv],
+    ) -> None:
+        """Apply minutes that came by REST, on top of the rows that are stored for their range."""
+        async with self._commit:
+            book = self.books[key]
+            book.load(minutes, candles)
+            changes = book.apply(statements)
+            book.prune(self._clock.now_ms())
+            await self._store({"ohlcv_1m": [*changes.minutes], "ohlcv_3m": [*changes.candles]})
+
+    async def _fold_events(self) -> None:
+        while True:
+            await self._inbox.wait()
+            await self._clock.sleep(LINGER_S)
+            await self.step()
+
+    async def _release_ticks(self) -> None:
+        # Without it the last tick of a pair that falls silent would wait for the next one.
+        while True:
+            await self._clock.sleep(IDLE_STEP_S)
+            await self.step()
+
+    def _fold(self, events: Iterable[tuple[Event, int]]) -> dict[str, list[Row]]:
+        rows: dict[str, list[Row]] = defaultdict(list)
+        closed: dict[PairKey, list[Kline]] = defaultdict(list)
+        for event, received_ms in events:
+            self.counts["events"] += 1
+            self._hot.put(event, received_ms)
+            if not isinstance(event, Kline):
+                _add_ticks(rows, self._thinner.put(event))
+            elif event.closed:
+                closed[event.exchange, event.symbol].append(event)
+        for key, statements in closed.items():
+            book = self.books[key]
+            oldest_ms = self._clock.now_ms() - book.horizon_ms
+            recent = [minute for minute in statements if minute.minute_ms >= oldest_ms]
+            self.counts["too_old"] += len(statements) - len(recent)
+            changes = book.apply(recent)
+            rows["ohlcv_1m"] += changes.minutes
+            rows["ohlcv_3m"] += changes.candles
+            book.prune(self._clock.now_ms() - MINUTE_MS)
+        return rows
+
+    async def _store(self, rows: Batch) -> None:
+        batch = {measurement: some for measurement, some in rows.items() if some}
+        if not batch:
+            return
+        await self._append(batch)
+        for measurement, some in batch.items():
+            self.counts[measurement] += len(some)
+        candles = [row for row in batch.get("ohlcv_3m", ()) if isinstance(row, Ohlcv)]
+        for listener in self._listeners if candles else ():
+            listener(candles)
+
+
+    async def _append(self, batch: Batch) -> None:
+        # Meanwhile the inbox fills up to its bound; what it then drops, repair brings back.
+        while True:
+            try:
+                return await self._outbox.append(batch)
+            except TransientError as error:
+                self.counts["append_retries"] += 1
+                log.error("outbox_unavailable", cause=str(error), next_try_s=APPEND_RETRY_S)
+                await self._clock.sleep(APPEND_RETRY_S)
+
+
+def _add_ticks(rows: dict[str, list[Row]], ticks: Iterable[Tick]) -> None:
+    for tick in ticks:
+        rows[_MEASUREMENT[type(tick).__name__]].append(tick)

@@ -1,0 +1,287 @@
+"""Missing minutes, fetched by REST: those of the past at the start, the others seconds after their close.
+
+One repairer serves one exchange. It looks each second for minutes that should have closed and
+aren't there, newest first, and asks the exchange for whole candles. What the answer doesn't hold:
+
+- a minute closed only just now is asked again, since REST may lag behind the stream;
+- one that the exchange still has no row for some seconds later, though the pair traded before, is
+  synthetic: flat at the previous close;
+- one before the pair's first trade doesn't exist, and counts as `lost`.
+
+The weight budget lives in the REST client; live minutes don't wait for the store, past ones do,
+because the rows that they would replace must be known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+
+from ingest.backoff import Backoff
+from ingest.candles import candle_open_ms, synthetic_minute
+from ingest.clock import Clock
+from ingest.exchanges.rest_base import ExchangeRest
+from ingest.holes import Hole, find_holes, merge_holes, split_hole, whole_candles
+from ingest.model import Kline
+from ingest.outbox import Outbox
+from ingest.pipeline import Pipeline
+from marketdata.errors import TerminalError, TransientError
+from marketdata.pairs import Market
+from marketdata.schema import MINUTE_MS, Ohlcv, Row
+
+log = structlog.get_logger()
+
+GRACE_MS = 4_000
+"""A minute is missing when this long has passed since its close."""
+SYNTHETIC_AFTER_MS = 15_000
+"""An exchange that has no row for a minute this long after its close has nothing to add."""
+ASK_AGAIN_S = 5.0
+REFUSED_S = 600.0
+WORKERS = 4
+PAGE_MINUTES = 996
+"""A multiple of 3 that fits into two calls of Binance and one of Bybit."""
+LOOK_BACK_MINUTES = 240
+"""How far back the last trade before a minute without a row is looked for."""
+
+
+class StoredRows(Protocol):
+    """What a repair reads from the store: `readers.sources.Source` has it."""
+
+    def rows(
+        self, measurement: str, exchange: str, symbol: str, start_ms: int, end_ms: int
+    ) -> list[Row]: ...
+
+
+@dataclass(slots=True)
+class _Followed:
+    """One pair under repair.
+
+    Every minute since `since_ms` and before `complete_ms` is there or given up; `done` holds those
+    after it that needn't be in the candle book any more: repaired long after, or lost.
+    """
+
+    market: Market
+    since_ms: int
+    complete_ms: int
+    done: set[int] = field(default_factory=set)
+    asked_again_ms: int = 0
+    queued: bool = False
+
+
+@dataclass(slots=True)
+class RepairCounts:
+    """Minutes: `open` are known to be missing, the others are done with since the start."""
+
+    open: int = 0
+    repaired: int = 0
+    synthetic: int = 0
+    lost: int = 0
+
+
+class Repairer:
+    """Keeps the minutes of one exchange's pairs complete."""
+
+    def __init__(
+        self,
+        exchange: str,
+        rest: ExchangeRest,
+        stored: StoredRows,
+        pipeline: Pipeline,
+        outbox: Outbox,
+        clock: Clock,
+        *,
+        lookback_ms: int,
+    ) -> None:
+        self.counts = RepairCounts()
+        self._exchange = exchange
+        self._rest = rest
+        self._stored = stored
+        self._pipeline = pipeline
+        self._outbox = outbox
+        self._clock = clock
+        self._lookback_ms = lookback_ms
+        self._followed: dict[str, _Followed] = {}
+        self._jobs: list[tuple[int, str, Hole]] = []
+        self._unscanned: list[str] = []
+        self._work = asyncio.Condition()
+
+    async def follow(self, markets: Mapping[str, Market]) -> None:
+        """Keep these pairs complete from now on, their past within the lookback included."""
+        now_ms = self._clock.now_ms()
+        async with self._work:
+            for pair in self._followed.keys() - markets.keys():
+                del self._followed[pair]
+            for pair, market in markets.items():
+                if pair in self._followed:
+                    self._followed[pair].market = market
+                else:
+                    since_ms = candle_open_ms(now_ms)
+                    self._followed[pair] = _Followed(market, since_ms, since_ms)
+                    self._unscanned.append(pair)
+            self._jobs = [job for job in self._jobs if job[1] in self._followed]
+            heapq.heapify(self._jobs)
+            self._work.notify_all()
+
+    async def run(self) -> None:
+        """Watch and repair until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._watch(), name=f"repair.{self._exchange}.watch")
+            tasks.create_task(self._scan(), name=f"repair.{self._exchange}.scan")
+            for n in range(WORKERS):
+                tasks.create_task(self._fetch(), name=f"repair.{self._exchange}.fetch.{n}")
+
+    async def _watch(self) -> None:
+        while True:
+            await self._clock.sleep(1.0)
+            async with self._work:
+                for pair, followed in self._followed.items():
+                    self._look(pair, followed)
+                self.counts.open = sum(hole.minutes for _, _, hole in self._jobs)
+                self._work.notify_all()
+
+    def _look(self, pair: str, followed: _Followed) -> None:
+        """Queue the minutes of a pair that should have closed by now and haven't come."""
+        now_ms = self._clock.now_ms()
+        due_ms = (now_ms - GRACE_MS) // MINUTE_MS * MINUTE_MS
+        minutes = self._pipeline.books[self._exchange, pair].minutes
+        complete_ms = followed.complete_ms
+        while complete_ms < due_ms and (complete_ms in minutes or complete_ms in followed.done):
+            followed.done.discard(complete_ms)
+            complete_ms += MINUTE_MS
+        followed.complete_ms = complete_ms
+        if complete_ms >= due_ms or followed.queued or now_ms < followed.asked_again_ms:
+            return
+        followed.queued = True
+        holes = find_holes(minutes.keys() | followed.done, complete_ms, due_ms)
+        self._queue(pair, holes)
+
+    def _queue(self, pair: str, holes: Iterable[Hole]) -> None:
+        now_ms = self._clock.now_ms()
+        whole = [whole_candles(hole, now_ms) for hole in holes]
+        for hole in merge_holes(whole, PAGE_MINUTES):
+            for part in split_hole(hole, PAGE_MINUTES):
+                heapq.heappush(self._jobs, (-part.end_ms, pair, part))
+
+    async def _scan(self) -> None:
+        """Compare what is stored of each new pair's lookback with what should be."""
+        backoff = Backoff(base_s=1.0, cap_s=30.0)
+        while True:
+            async with self._work:
+                await self._work.wait_for(lambda: self._unscanned)
+                followed = self._followed.get(pair := self._unscanned[0])
+            if followed is not None:
+                try:
+                    holes = await self._past_holes(pair, followed)
+                except TransientError as error:
+                    delay_s = backoff.next_s()
+                    log.warning("scan_waits_for_store", cause=str(error), next_try_s=delay_s)
+                    await self._clock.sleep(delay_s)
+                    continue
+                backoff.reset()
+                async with self._work:
+                    self._queue(pair, holes)
+                    self._work.notify_all()
+            self._unscanned.remove(pair)
+
+    async def _past_holes(self, pair: str, followed: _Followed) -> list[Hole]:
+        # The candle in progress is fetched anew: its stored minutes are rounded to floats.
+        end_ms = followed.complete_ms
+        start_ms = candle_open_ms(end_ms - self._lookback_ms)
+        if followed.market.listed_ms is not None:
+            start_ms = max(start_ms, candle_open_ms(followed.market.listed_ms))
+        rows = await self._rows("ohlcv_1m", pair, Hole(start_ms, end_ms))
+        return find_holes({row.time for row in rows}, start_ms, end_ms)
+
+    async def _rows(self, measurement: str, pair: str, hole: Hole) -> list[Ohlcv]:
+        """Stored rows of a range, and over them those that are still on their way to the store."""
+        where = (measurement, self._exchange, pair, hole.start_ms, hole.end_ms)
+        rows = {row.time: row for row in await asyncio.to_thread(self._stored.rows, *where)}
+        rows |= {row.time: row for row in await self._outbox.pending(*where)}
+        return [row for row in rows.values() if isinstance(row, Ohlcv)]
+
+    async def _fetch(self) -> None:
+        backoff = Backoff(base_s=1.0, cap_s=60.0)
+        while True:
+            async with self._work:
+                await self._work.wait_for(lambda: self._jobs)
+                job = heapq.heappop(self._jobs)
+            _, pair, hole = job
+            followed = self._followed.get(pair)
+            if followed is None:
+                continue
+            try:
+                await self._repair(followed, hole)
+            except TerminalError as error:
+                log.error("repair_refused", pair=pair, cause=str(error), next_try_s=REFUSED_S)
+                followed.asked_again_ms = self._clock.now_ms() + int(REFUSED_S * 1000)
+            except TransientError as error:
+                delay_s = max(error.retry_after_s or 0.0, backoff.next_s())
+                log.warning("repair_waits", pair=pair, cause=str(error), next_try_s=delay_s)
+                async with self._work:
+                    heapq.heappush(self._jobs, job)
+                await self._clock.sleep(delay_s)
+                continue
+            else:
+                backoff.reset()
+            followed.queued = False
+
+    async def _repair(self, followed: _Followed, hole: Hole) -> None:
+        market = followed.market
+        key = (self._exchange, market.pair)
+        book = self._pipeline.books[key]
+        minutes: list[Ohlcv] = []
+        candles: list[Ohlcv] = []
+        in_book_since_ms = max(followed.since_ms, self._clock.now_ms() - book.horizon_ms)
+        if hole.start_ms < in_book_since_ms:
+            stored = Hole(hole.start_ms - MINUTE_MS, hole.end_ms)
+            minutes = await self._rows("ohlcv_1m", market.pair, stored)
+            candles = await self._rows("ohlcv_3m", market.pair, hole)
+        klines, server_ms = await self._ask(market, hole)
+        there = {row.time: row.close for row in minutes}
+        there |= {minute_ms: kline.close for minute_ms, kline in book.minutes.items()}
+        new = [kline for kline in klines if kline.minute_ms not in there]
+        there |= {kline.minute_ms: kline.close for kline in klines}
+        missing = [t for t in range(hole.start_ms, hole.end_ms, MINUTE_MS) if t not in there]
+        filled = await self._fill(followed, missing, there, server_ms) if missing else []
+        await self._pipeline.repair(key, klines + filled, minutes, candles)
+        followed.done |= {k.minute_ms for k in klines + filled if k.minute_ms >= followed.complete_ms}
+        self.counts.repaired += len(new)
+        self.counts.synthetic += len(filled)
+
+    async def _ask(self, market: Market, hole: Hole) -> tuple[list[Kline], int]:
+        klines: list[Kline] = []
+        server_ms = 0
+        async for page in self._rest.minutes(market, hole.start_ms, hole.end_ms):
+            klines += page.klines
+            server_ms = page.server_ms
+        return klines, server_ms
+
+    async def _fill(
+        self, followed: _Followed, missing: list[int], closes: dict[int, float], server_ms: int
+    ) -> list[Kline]:
+        """What to make of minutes that neither the exchange's answer nor anyone else has."""
+        market = followed.market
+        settled = [t for t in missing if t + MINUTE_MS + SYNTHETIC_AFTER_MS <= server_ms]
+        if len(settled) < len(missing):
+            followed.asked_again_ms = self._clock.now_ms() + int(ASK_AGAIN_S * 1000)
+        if settled and not any(t < settled[0] for t in closes):
+            before = Hole(settled[0] - LOOK_BACK_MINUTES * MINUTE_MS, settled[0])
+            earlier, _ = await self._ask(market, before)
+            closes |= {kline.minute_ms: kline.close for kline in earlier}
+        times = sorted(closes)
+        filled: list[Kline] = []
+        for time_ms in settled:
+            n = bisect_left(times, time_ms)
+            if n:
+                close = closes[times[n - 1]]
+                filled.append(synthetic_minute(market.exchange, market.pair, time_ms, close))
+            else:
+                followed.done.add(time_ms)
+                self.counts.lost += 1
+        return filled

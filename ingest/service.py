@@ -1,0 +1,337 @@
+"""The service: every part, every task, and the order in which they start and end.
+
+Start: outbox, sinks, metadata, plan, then feeds and repair. End (SIGTERM): feeds first, so that
+nothing more comes in; what has come is committed to the outbox; the outbox drains for a while. What
+the store hasn't taken by then stays on disk for the next start.
+
+Each task handles the errors that it expects, by type. Any other error ends the service: a fresh start
+from the outbox is safer than half a service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import structlog
+from cryptofeed.feedhandler import FeedHandler
+from rich.console import Console
+from rich.live import Live
+
+from ingest.budget import Budgets
+from ingest.clock import Clock
+from ingest.collector import Collector, Parts
+from ingest.delivery import Delivery
+from ingest.display import plan_view, status_view
+from ingest.freshness import worst
+from ingest.hot import HotState
+from ingest.inbox import Inbox
+from ingest.monitor import serve_monitor
+from ingest.outbox import Outbox
+from ingest.pipeline import Pipeline
+from ingest.publish import Publisher
+from ingest.sinks.base import HotSink, Sink
+from ingest.sinks.influx import InfluxSink
+from ingest.sinks.redis import RedisSink
+from ingest.sinks.sqlite import SqliteSink
+from ingest.sinks.views import PRESETS
+from ingest.ticks import Thinner
+from marketdata.errors import ConfigError, StoreRefused, StoreUnavailable
+from marketdata.pairs import Market
+from marketdata.settings import InfluxStore, Settings
+from readers.sources import open_source
+
+log = structlog.get_logger()
+
+PREPARE_S = 20.0
+"""How long the start waits for the exchanges' metadata before it goes on with those that have it."""
+DRAIN_S = 10.0
+HOT_PERIOD_S = {"sqlite": 1.0, "redis": 0.25}
+EXPIRE_PERIOD_S = 600.0
+RELOAD_PERIOD_S = 2.0
+VIEW_PERIOD_S = 1.0
+
+Reload = Callable[[], Settings]
+
+
+class Service:
+    """One ingestion service.
+
+    Parameters
+    ----------
+    reload
+        Reads the configuration anew, for SIGHUP and for a changed file; None where it is fixed.
+
+    Attributes
+    ----------
+    started
+        Set when every part is at work; `status` can be asked from then on.
+    """
+
+    def __init__(self, settings: Settings, clock: Clock, reload: Reload | None = None) -> None:
+        self._settings = settings
+        self.started = asyncio.Event()
+        self._clock = clock
+        self._reload = reload
+        self._reload_wanted = asyncio.Event()
+        self._started_ms = clock.now_ms()
+        self._inbox = Inbox()
+        self._hot = HotState()
+        self._collectors: dict[str, Collector] = {}
+        self._publishers: dict[str, Publisher] = {}
+
+    def reconcile_soon(self) -> None:
+        """Read the configuration anew and follow its pairs (SIGHUP)."""
+        self._reload_wanted.set()
+
+    async def run(self, stop: asyncio.Event, console: Console | None = None) -> None:
+        """Collect until `stop` is set, then drain.
+
+        Parameters
+        ----------
+        console
+            Where the plan and, on a terminal, the live view go.
+
+        Raises
+        ------
+        ConfigError
+            None of an exchange's pairs is listed.
+        StoreUnavailable
+            The outbox or the monitor's address is taken by another process.
+        """
+        async with AsyncExitStack() as stack:
+            await self._open(stack)
+            await self._prepare(console)
+            monitor = self._settings.monitor
+            try:
+                runner = await serve_monitor(self.status, monitor.host, monitor.port)
+            except OSError as error:
+                raise StoreUnavailable(
+                    f"the monitor can't listen on {monitor.host}:{monitor.port} ({error.strerror}); "
+                    "another service may run there: end it, or set monitor.port"
+                ) from error
+            stack.push_async_callback(runner.cleanup)
+            async with asyncio.TaskGroup() as tasks, self._collecting(tasks):
+                self.started.set()
+                if console is not None and console.is_terminal:
+                    view = tasks.create_task(self._show(console), name="view")
+                    await stop.wait()
+                    view.cancel()
+                else:
+                    await stop.wait()
+                log.info("stopping")
+
+    async def _open(self, stack: AsyncExitStack) -> None:
+        settings = self._settings
+        self._outbox = await Outbox.open(
+            settings.outbox.path, settings.outbox.max_bytes, self._clock
+        )
+        stack.push_async_callback(self._outbox.close)
+        self._sink = _store_sink(settings)
+        stack.push_async_callback(self._sink.close)
+        stored = open_source(settings)
+        stack.callback(stored.close)
+        if isinstance(self._sink, SqliteSink):
+            # Readers, and our own look at what is stored, need a file to open. What is wrong with
+            # it, delivery will say.
+            with suppress(StoreUnavailable, StoreRefused):
+                await self._sink.write({})
+            self._publish("sqlite", self._sink, candles=None)
+        if settings.redis is not None:
+            url = settings.redis.url.get_secret_value()
+            views = [view for name in settings.redis.views for view in PRESETS[name]]
+            redis = RedisSink(url, views, self._market)
+            stack.push_async_callback(redis.close)
+            self._publish("redis", redis, candles=redis)
+        self._delivery = Delivery(self._outbox, self._sink, self._clock)
+        self._pipeline = Pipeline(
+            self._inbox,
+            self._outbox,
+            self._hot,
+            Thinner(every_ms=settings.store.ticks.every_ms),
+            self._clock,
+            listeners=[p.put_candles for name, p in self._publishers.items() if name == "redis"],
+        )
+        parts = Parts(
+            clock=self._clock,
+            inbox=self._inbox,
+            hot=self._hot,
+            pipeline=self._pipeline,
+            outbox=self._outbox,
+            stored=stored,
+            budgets=Budgets(settings.repair.weight_share),
+            folder=settings.outbox.path.parent,
+            lookback_ms=settings.repair.lookback_ms,
+            redis_url=None if settings.redis is None else settings.redis.url.get_secret_value(),
+        )
+        for exchange, wanted in settings.exchanges.items():
+            collector = Collector(exchange, wanted, parts)
+            stack.push_async_callback(collector.close)
+            self._collectors[exchange] = collector
+
+    def _market(self, exchange: str, pair: str) -> Market | None:
+        collector = self._collectors.get(exchange)
+        return None if collector is None else collector.market(pair)
+
+    def _publish(self, name: str, sink: HotSink, candles: Sink | None) -> None:
+        self._publishers[name] = Publisher(
+            self._hot, sink, self._clock, every_s=HOT_PERIOD_S[name], candles=candles
+        )
+
+    async def _prepare(self, console: Console | None) -> None:
+        """Learn the exchanges' markets, then print what is about to be opened."""
+        preparing = [asyncio.create_task(c.prepare()) for c in self._collectors.values()]
+        try:
+            done, _ = await asyncio.wait(preparing, timeout=PREPARE_S)
+            for task in done:
+                task.result()
+        finally:
+            for task in preparing:
+                task.cancel()
+            await asyncio.gather(*preparing, return_exceptions=True)
+        if console is not None:
+            lanes = {name: c.lanes() for name, c in self._collectors.items()}
+            notes = [note for c in self._collectors.values() for note in c.notes]
+            console.print(plan_view(lanes, notes))
+
+    @asynccontextmanager
+    async def _collecting(self, tasks: asyncio.TaskGroup) -> AsyncIterator[None]:
+        """Every task between start and end; on the way out they end in the order of the data."""
+        handler = FeedHandler(config={"log": {"disabled": True}, "uvloop": False})
+        handler.run(start_loop=False, install_signal_handlers=False)
+        storing = [
+            tasks.create_task(self._delivery.run(), name="delivery"),
+            tasks.create_task(self._pipeline.run(), name="pipeline"),
+        ]
+        serving = [
+            tasks.create_task(publisher.run(), name=f"publish.{name}")
+            for name, publisher in self._publishers.items()
+        ]
+        serving.append(tasks.create_task(self._expire(), name="expire"))
+        collecting = [
+            tasks.create_task(collector.run(handler), name=f"collect.{name}")
+            for name, collector in self._collectors.items()
+        ]
+        collecting.append(tasks.create_task(self._follow_configuration(), name="reload"))
+        try:
+            yield
+        finally:
+            await _end(collecting)
+            await _end(storing[1:])
+            await self._pipeline.finish()
+            if not await self._delivery.drain(DRAIN_S):
+                depth = self._outbox.depth()
+                log.warning("outbox_not_drained", rows=depth.rows, kept=str(self._settings.outbox.path))
+            await _end(storing[:1] + serving)
+
+    async def _follow_configuration(self) -> None:
+        """Follow SIGHUP and changes of the file; a bad file changes nothing."""
+        if self._reload is None:
+            return
+        seen = _changed_ns(self._settings.source)
+        while True:
+            try:
+                async with self._clock.timeout(RELOAD_PERIOD_S):
+                    await self._reload_wanted.wait()
+            except TimeoutError:
+                if _changed_ns(self._settings.source) == seen:
+                    continue
+            self._reload_wanted.clear()
+            seen = _changed_ns(self._settings.source)
+            try:
+                settings = self._reload()
+                await self._reconcile(settings)
+            except ConfigError as error:
+                log.error("reload_refused", cause=str(error), kept="the configuration in force")
+
+    async def _reconcile(self, settings: Settings) -> None:
+        fixed = self._settings.model_dump(exclude={"exchanges"})
+        if settings.model_dump(exclude={"exchanges"}) != fixed:
+            log.warning("reload_partial", followed="exchanges' pairs", rest="needs a restart")
+        for exchange, collector in self._collectors.items():
+            wanted = settings.exchanges.get(exchange)
+            if wanted is not None:
+                await collector.reconcile(wanted)
+        changed = settings.exchanges.keys() ^ self._collectors.keys()
+        if changed:
+            log.warning("reload_partial", exchanges=sorted(changed), rest="needs a restart")
+
+    async def _expire(self) -> None:
+        """SQLite has no retention of its own: old ticks are deleted here."""
+        retention_ms = self._settings.store.ticks.retention_ms
+        if not isinstance(self._sink, SqliteSink) or retention_ms is None:
+            return
+        while True:
+            await self._clock.sleep(EXPIRE_PERIOD_S)
+            try:
+                await self._sink.expire(self._clock.now_ms() - retention_ms)
+            except StoreUnavailable as error:
+                log.warning("expiry_put_off", cause=str(error), next_try_s=EXPIRE_PERIOD_S)
+
+    async def _show(self, console: Console) -> None:
+        with Live(console=console, auto_refresh=False) as live:
+            while True:
+                live.update(status_view(self.status()), refresh=True)
+                await asyncio.sleep(VIEW_PERIOD_S)
+
+    def status(self) -> dict[str, Any]:
+        """The whole state, as `/status` gives it."""
+        now_ms = self._clock.now_ms()
+        exchanges = {name: c.status(now_ms) for name, c in self._collectors.items()}
+        depth = self._outbox.depth()
+        gaps: Counter[str] = Counter(open=0, repaired=0, lost=0)
+        dropped: Counter[str] = Counter(self._outbox.dropped)
+        dropped.update({f"inbox.{channel}": n for channel, n in self._inbox.dropped.items()})
+        for name, collector in self._collectors.items():
+            gaps.update(collector.gaps())
+            dropped.update({f"{name}.{what}": n for what, n in collector.dropped().items()})
+        for name, publisher in self._publishers.items():
+            dropped[f"publish.{name}"] += publisher.dropped
+        redis = self._publishers.get("redis")
+        return {
+            "state": worst(exchange["state"] for exchange in exchanges.values()),
+            "started_ms": self._started_ms,
+            "now_ms": now_ms,
+            "exchanges": exchanges,
+            "store": {
+                "kind": self._settings.store.kind,
+                "state": self._delivery.state,
+                "accepted": self._delivery.accepted,
+                "rejected": self._delivery.rejected,
+                "error": self._delivery.error,
+            },
+            "outbox": {"rows": depth.rows, "bytes": depth.bytes, "oldest_ms": depth.oldest_ms},
+            "redis": {"state": None if redis is None else redis.state},
+            "gaps": dict(gaps),
+            "dropped": {what: count for what, count in dropped.items() if count},
+        }
+
+
+async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _changed_ns(path: Path | None) -> int:
+    try:
+        return 0 if path is None else path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _store_sink(settings: Settings) -> Sink:
+    store = settings.store
+    if isinstance(store, InfluxStore):
+        return InfluxSink(
+            store.url,
+            store.org,
+            store.bucket,
+            store.token.get_secret_value(),
+            ticks_bucket=store.ticks.bucket,
+        )
+    return SqliteSink(store.path)

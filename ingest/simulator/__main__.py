@@ -1,0 +1,5 @@
+"""`python -m ingest.simulator`."""
+
+from ingest.simulator.command import simulate
+
+simulate()

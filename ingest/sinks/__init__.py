@@ -1,0 +1,1 @@
+"""Where rows end up: the stores (SQLite, InfluxDB) and the hot cache (Redis)."""

@@ -1,0 +1,1 @@
+"""Real servers for tests: found or built by the Makefile, started here on loopback."""

@@ -1,0 +1,224 @@
+"""What the exchanges answer over REST, as captured, becomes minutes and intervals."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+
+from ingest.exchanges import binance_futures_rest, bybit_rest
+from ingest.exchanges.binance_futures_rest import klines_weight, page_rows, parse_intervals
+from ingest.exchanges.rest_base import next_minute
+from ingest.rest import Answer
+from marketdata.errors import (
+    BadMessage,
+    ExchangeRefused,
+    ExchangeUnavailable,
+    MarketDataError,
+    RateLimited,
+)
+from marketdata.pairs import Market
+
+MINUTE_MS = 1_791_382_920_000
+
+BINANCE_ROWS: list[object] = [
+    [
+        MINUTE_MS,
+        "83137.90",
+        "83155.70",
+        "83082.90",
+        "83084.90",
+        "102.437",
+        MINUTE_MS + 59_999,
+        "8514292.61220",
+        4409,
+        "49.832",
+        "4141805.93340",
+        "0",
+    ],
+    [
+        MINUTE_MS + 60_000,
+        "83084.90",
+        "83086.20",
+        "83051.20",
+        "83078.00",
+        "10.541",
+        MINUTE_MS + 119_999,
+        "875630.54300",
+        801,
+        "4.063",
+        "337524.14620",
+        "0",
+    ],
+]
+BYBIT_ROWS: list[object] = [
+    [str(MINUTE_MS + 60_000), "17071", "17073", "17027", "17055.5", "268.611", "15.74462667"],
+    [str(MINUTE_MS), "17071.5", "17071.5", "17061", "17071", "4.177", "0.24469757"],
+]
+
+
+def market(exchange: str) -> Market:
+    return Market(
+        exchange=exchange,
+        kind="perpetual",
+        id="BTCUSDT",
+        pair="BTC/USDT:USDT",
+        base="BTC",
+        quote="USDT",
+        settle="USDT",
+        expiry_ms=None,
+        active=True,
+        listed_ms=None,
+        interval_hours=8.0,
+    )
+
+
+BINANCE = market("BINANCE_FUTURES")
+BYBIT = market("BYBIT")
+
+
+def test_a_binance_minute_has_exact_volumes_and_the_server_s_time() -> None:
+    (minute,) = binance_futures_rest.parse_klines(BINANCE_ROWS, BINANCE, MINUTE_MS + 119_999)
+    assert minute.minute_ms == MINUTE_MS
+    assert (minute.open, minute.high, minute.low, minute.close) == (
+        83137.90,
+        83155.70,
+        83082.90,
+        83084.90,
+    )
+    assert (minute.volume, minute.quote_volume) == (Decimal("102.437"), Decimal("8514292.61220"))
+    assert minute.trades == 4409
+    assert (minute.event_ms, minute.source, minute.closed) == (MINUTE_MS + 119_999, "rest", True)
+    assert (minute.exchange, minute.symbol) == ("BINANCE_FUTURES", "BTC/USDT:USDT")
+
+
+def test_bybit_minutes_come_newest_first_and_leave_oldest_first_without_trades() -> None:
+    minutes = bybit_rest.parse_klines(BYBIT_ROWS, BYBIT, MINUTE_MS + 120_000)
+    assert [minute.minute_ms for minute in minutes] == [MINUTE_MS, MINUTE_MS + 60_000]
+    assert minutes[0].volume == Decimal("4.177")
+    assert minutes[0].quote_volume == Decimal("0.24469757")
+    assert {minute.trades for minute in minutes} == {None}
+
+
+@pytest.mark.parametrize(
+    ("server_ms", "count"),
+    [(MINUTE_MS + 59_999, 0), (MINUTE_MS + 60_000, 1), (MINUTE_MS + 119_999, 1)],
+)
+def test_the_open_minute_is_left_out_until_the_server_s_clock_is_past_it(
+    server_ms: int, count: int
+) -> None:
+    assert len(binance_futures_rest.parse_klines(BINANCE_ROWS, BINANCE, server_ms)) == count
+    assert len(bybit_rest.parse_klines(BYBIT_ROWS, BYBIT, server_ms)) == count
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        None,
+        [],
+        [MINUTE_MS, "1", "1", "1", "1", "1"],
+        [str(MINUTE_MS), "1", "1", "1", "1", "1", 0, "1", 1],
+        [MINUTE_MS + 1, "1", "1", "1", "1", "1", 0, "1", 1],
+        [MINUTE_MS, "NaN", "1", "1", "1", "1", 0, "1", 1],
+        [MINUTE_MS, "", "1", "1", "1", "1", 0, "1", 1],
+        [MINUTE_MS, "0", "1", "1", "1", "1", 0, "1", 1],
+        [MINUTE_MS, 1.0, "1", "1", "1", "1", 0, "1", 1],
+        [MINUTE_MS, "1", "1", "1", "1", "-1", 0, "1", 1],
+        [MINUTE_MS, "1", "1", "1", "1", "1", 0, "Infinity", 1],
+        [MINUTE_MS, "1", "1", "1", "1", "1", 0, "1", "many"],
+    ],
+)
+def test_a_binance_row_that_is_no_minute_is_a_bad_message(row: object) -> None:
+    with pytest.raises(BadMessage, match="BINANCE_FUTURES BTCUSDT"):
+        binance_futures_rest.parse_klines([*BINANCE_ROWS, row], BINANCE, MINUTE_MS)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        [MINUTE_MS, "1", "1", "1", "1", "1", "1"],
+        [str(MINUTE_MS), "1", "1", "1", "1"],
+        [str(MINUTE_MS), "1", "1", "1", "1", "", "1"],
+        ["soon", "1", "1", "1", "1", "1", "1"],
+    ],
+)
+def test_a_bybit_row_that_is_no_minute_is_a_bad_message(row: object) -> None:
+    with pytest.raises(BadMessage, match="BYBIT BTCUSDT"):
+        bybit_rest.parse_klines([row], BYBIT, MINUTE_MS)
+
+
+def test_an_answer_that_is_no_list_is_a_bad_message() -> None:
+    with pytest.raises(BadMessage, match="expected a list"):
+        binance_futures_rest.parse_klines({"code": 0}, BINANCE, MINUTE_MS)
+
+
+def test_funding_intervals_are_hours_by_id() -> None:
+    rows = [
+        {"symbol": "币安人生USDT", "fundingIntervalHours": 4, "updateTime": 1760955417544},
+        {"symbol": "BTCUSDT", "fundingIntervalHours": 8, "updateTime": None},
+    ]
+    assert parse_intervals(rows) == {"币安人生USDT": 4.0, "BTCUSDT": 8.0}
+
+
+@pytest.mark.parametrize("rows", [{}, [{"symbol": "BTCUSDT"}], [{"fundingIntervalHours": 4}]])
+def test_funding_intervals_without_hours_are_a_bad_message(rows: object) -> None:
+    with pytest.raises(BadMessage, match="fundingInfo"):
+        parse_intervals(rows)
+
+
+def weight_as_documented(rows: int) -> int:
+    """Bands exclude their top: [1,100) 1, [100,500) 2, [500,1000] 5, above 10."""
+    return 1 if rows < 100 else 2 if rows < 500 else 5 if rows <= 1000 else 10
+
+
+def weight_as_measured(rows: int) -> int:
+    """Bands include their top: 100 costs 1, 500 costs 2, 1000 costs 5."""
+    return 1 if rows <= 100 else 2 if rows <= 500 else 5 if rows <= 1000 else 10
+
+
+@pytest.mark.parametrize("rows", [1, 99, 100, 101, 499, 500, 501, 1000, 1001, 1500])
+def test_no_klines_call_weighs_more_than_it_is_counted_for(rows: int) -> None:
+    assert klines_weight(rows) >= max(weight_as_documented(rows), weight_as_measured(rows))
+
+
+@pytest.mark.parametrize(("minutes", "weight"), [(1, 1), (99, 1), (499, 2), (598, 3), (2_880, 12)])
+def test_a_range_costs_as_little_weight_as_can_be(minutes: int, weight: int) -> None:
+    spent = 0
+    while minutes:
+        rows = page_rows(minutes)
+        spent, minutes = spent + klines_weight(rows), minutes - rows
+    assert spent == weight
+
+
+@pytest.mark.parametrize(("time_ms", "minute_ms"), [(0, 0), (1, 60_000), (60_000, 60_000)])
+def test_a_range_starts_with_the_first_whole_minute(time_ms: int, minute_ms: int) -> None:
+    assert next_minute(time_ms) == minute_ms
+
+
+def bybit_answer(code: object, **headers: str) -> Answer:
+    body = {"retCode": code, "retMsg": "Too many visits!", "result": {}, "time": 1672738134824}
+    return Answer(body, {key.replace("_", "-"): value for key, value in headers.items()}, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "retry_after_s"),
+    [
+        (bybit_answer(10006, X_Bapi_Limit_Reset_Timestamp="1672738136324"), RateLimited, 1.5),
+        (bybit_answer(10006), RateLimited, 5.0),
+        (bybit_answer(10018), RateLimited, 600.0),
+        (bybit_answer(10016), ExchangeUnavailable, None),
+        (bybit_answer(None), ExchangeUnavailable, None),
+        (bybit_answer(10001), ExchangeRefused, None),
+    ],
+)
+def test_bybit_s_codes_in_an_http_200_are_errors_by_type(
+    answer: Answer, error: type[MarketDataError], retry_after_s: float | None
+) -> None:
+    refusal = bybit_rest.refusal(answer)
+    assert type(refusal) is error
+    assert getattr(refusal, "retry_after_s", None) == retry_after_s
+    assert "Too many visits!" in str(refusal)
+
+
+def test_bybit_s_code_0_is_no_error() -> None:
+    assert bybit_rest.refusal(bybit_answer(0)) is None
