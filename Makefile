@@ -49,5 +49,5 @@ $(INFLUXD_BUILT):
 		echo "creating .venv with $$python" && rm -rf .venv && "$$python" -m venv .venv; fi
 	@echo "installing into .venv (a few minutes the first time)"
 	@$(PYTHON_BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
-	@$(PYTHON_BIN)/python -m pip install --quiet --editable '.[dev]'
+	@PYTHONWARNINGS=ignore $(PYTHON_BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@

@@ -38,7 +38,6 @@ from ingest.sinks.base import HotSink, Sink
 from ingest.sinks.influx import InfluxSink
 from ingest.sinks.redis import RedisSink
 from ingest.sinks.sqlite import SqliteSink
-from ingest.sinks.views import PRESETS
 from ingest.ticks import Thinner
 from marketdata.errors import ConfigError, StoreRefused, StoreUnavailable
 from marketdata.pairs import Market
@@ -143,8 +142,7 @@ class Service:
             self._publish("sqlite", self._sink, candles=None)
         if settings.redis is not None:
             url = settings.redis.url.get_secret_value()
-            views = [view for name in settings.redis.views for view in PRESETS[name]]
-            redis = RedisSink(url, views, self._market)
+            redis = RedisSink(url, settings.redis.views, self._market)
             stack.push_async_callback(redis.close)
             self._publish("redis", redis, candles=redis)
         self._delivery = Delivery(self._outbox, self._sink, self._clock)

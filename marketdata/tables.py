@@ -51,7 +51,7 @@ def upsert(measurement: Measurement) -> str:
     keys = ", ".join(measurement.keys)
     updates = ", ".join(f"{column.name} = excluded.{column.name}" for column in measurement.fields)
     return (
-        f"INSERT INTO {measurement.name} ({names}) VALUES ({values})\n"  # noqa: S608
+        f"INSERT INTO {measurement.name} ({names}) VALUES ({values})\n"
         f"ON CONFLICT ({keys}) DO UPDATE SET {updates}"
     )
 
@@ -59,7 +59,7 @@ def upsert(measurement: Measurement) -> str:
 def next_pair(measurement: Measurement) -> str:
     """The (exchange, symbol) that comes after the one given: one step along the primary key."""
     return (
-        f"SELECT exchange, symbol FROM {measurement.name}"  # noqa: S608
+        f"SELECT exchange, symbol FROM {measurement.name}"
         " WHERE (exchange, symbol) > (?, ?) ORDER BY exchange, symbol LIMIT 1"
     )
 

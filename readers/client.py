@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from math import inf
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, overload
 
-from pydantic import TypeAdapter
-
-from marketdata.config import load_config
 from marketdata.errors import StaleData
-from marketdata.settings import RedisSettings, Settings, Store
+from marketdata.settings import Settings, Store
 from readers import frames
 from readers.deadlines import (
     Deadline,
@@ -23,9 +20,9 @@ from readers.deadlines import (
     stale,
     value_deadline_ms,
 )
-from readers.process import Places, Process, left_by_parents
+from readers.process import Places, Process, choose_places, left_by_parents
 from readers.timeframes import Timeframe
-from readers.times import When, to_ms
+from readers.times import When, range_ms
 from readers.values import Funding, LastTrade, Mark, Reading
 
 if TYPE_CHECKING:
@@ -53,9 +50,11 @@ class MarketData:
         The configuration file. Left out: `MARKETDATA_CONFIG`, then `config.yaml`.
     settings
         Settings instead of a file.
-    store, redis, exchange
-        Instead of both: the store as in the file (`{"kind": "sqlite", "path": ...}`), the URL of
-        Redis, and the exchange that is meant where a call names none.
+    store
+        The store alone, as in the file (`{"kind": "sqlite", "path": ...}`), instead of either.
+    redis, exchange
+        The URL of Redis, and the exchange that is meant where a call names none, instead of the
+        file's.
     now_ms
         UTC milliseconds.
 
@@ -77,15 +76,8 @@ class MarketData:
         exchange: str | None = None,
         now_ms: Callable[[], int] = _wall_ms,
     ) -> None:
-        self._config = config
+        self._choose = partial(choose_places, config, settings, store, redis, exchange)
         self._places: Places | None = None
-        if store is not None:
-            parsed: Store = TypeAdapter(Store).validate_python(store)
-            self._places = Places(
-                parsed, None if redis is None else RedisSettings(url=redis), exchange
-            )
-        elif settings is not None:
-            self._places = _places_of(settings)
         self._now_ms = now_ms
         self._process: Process | None = None
 
@@ -128,10 +120,9 @@ class MarketData:
         if found.closed_ms is None:
             here.book.require(name, symbol, now_ms)
         deadline_ms = candle_deadline_ms(step.base_ms)
-        age_ms = inf if found.closed_ms is None else now_ms - found.closed_ms
-        if age_ms > allowed_ms(max_age, deadline_ms):
-            what = f"the newest candle of {name} {symbol}"
-            raise stale(what, found.closed_ms, now_ms, max_age, deadline_ms)
+        age_ms = None if found.closed_ms is None else now_ms - found.closed_ms
+        if (inf if age_ms is None else age_ms) > allowed_ms(max_age, deadline_ms):
+            raise stale(f"the newest candle of {name} {symbol}", age_ms, max_age, deadline_ms)
         return found.frame
 
     @overload
@@ -173,7 +164,7 @@ class MarketData:
         """
         step = Timeframe.parse(timeframe)
         here, name, now_ms = self._here(), self._named(exchange), self._now_ms()
-        start_ms, end_ms = _range(since, until, now_ms)
+        start_ms, end_ms = range_ms(since, until, now_ms)
 
         def read(pair: str) -> pd.DataFrame:
             symbol = here.book.find(name, pair, now_ms)
@@ -238,19 +229,17 @@ class MarketData:
 
         A pair whose rate is too old is left out; `StaleData` is raised where that leaves none.
         """
-        here, name, now_ms = self._here(), self._named(exchange), self._now_ms()
-        pairs = here.book.pairs(name, now_ms)
-        found = here.newest.read(Funding, name, pairs, now_ms)
+        readings = self.readings(Funding, exchange)
         fresh = {
-            pair: value.at(now_ms)
-            for pair, value in sorted(found.items())
-            if value.is_fresh(now_ms, max_age)
+            pair: funding
+            for pair, funding in readings.items()
+            if funding.age_ms <= allowed_ms(max_age, funding.deadline_ms)
         }
         if not fresh:
-            what = f"every funding rate of {name}"
-            newest = max(found.values(), key=lambda value: value.event_ms, default=None)
-            raise _stale(Funding, what, newest, now_ms, max_age)
-        return fresh if with_source else {pair: value.rate for pair, value in fresh.items()}
+            newest = min(readings.values(), key=lambda funding: funding.age_ms, default=None)
+            what = f"every funding rate of {self._named(exchange)}"
+            raise _stale(Funding, what, newest, max_age)
+        return fresh if with_source else {pair: funding.rate for pair, funding in fresh.items()}
 
     def get_funding_rate_history(
         self,
@@ -271,7 +260,7 @@ class MarketData:
             none. With `limit`, the newest ones.
         """
         here, name, now_ms = self._here(), self._named(exchange), self._now_ms()
-        start_ms, end_ms = _range(since, until, now_ms)
+        start_ms, end_ms = range_ms(since, until, now_ms)
         symbol = here.book.find(name, pair, now_ms)
         columns = here.origins.ask_store(
             lambda store: store.columns("funding_settled", name, symbol, start_ms, end_ms, _SETTLED)
@@ -339,6 +328,12 @@ class MarketData:
 
     # What is known
 
+    def readings(self, kind: type[V], exchange: str | None = None) -> dict[str, V]:
+        """The newest values of a kind (`Funding`, `Mark`, `LastTrade`) of any age, by pair."""
+        here, name, now_ms = self._here(), self._named(exchange), self._now_ms()
+        found = here.newest.read(kind, name, here.book.pairs(name, now_ms), now_ms)
+        return {pair: value.at(now_ms) for pair, value in sorted(found.items())}
+
     def pairs(self, exchange: str | None = None) -> list[str]:
         """The pairs that anything is stored of, at most a minute old."""
         return list(self._here().book.pairs(self._named(exchange), self._now_ms()))
@@ -356,12 +351,7 @@ class MarketData:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __getstate__(self) -> dict[str, object]:
@@ -373,9 +363,11 @@ class MarketData:
         value = here.newest.read(kind, name, [symbol], now_ms).get(symbol)
         if value is None:
             here.book.require(name, symbol, now_ms)
-        if value is None or not value.is_fresh(now_ms, max_age):
-            raise _stale(kind, f"the {kind.name} of {name} {symbol}", value, now_ms, max_age)
-        return value.at(now_ms)
+            raise _stale(kind, f"the {kind.name} of {name} {symbol}", None, max_age)
+        reading = value.at(now_ms)
+        if reading.age_ms > allowed_ms(max_age, reading.deadline_ms):
+            raise _stale(kind, f"the {kind.name} of {name} {symbol}", reading, max_age)
+        return reading
 
     def _here(self) -> Process:
         """What this process reads with."""
@@ -389,9 +381,7 @@ class MarketData:
 
     def _known_places(self) -> Places:
         if self._places is None:
-            self._places = _places_of(
-                load_config(None if self._config is None else Path(self._config))
-            )
+            self._places = self._choose()
         return self._places
 
     def _named(self, exchange: str | None) -> str:
@@ -401,15 +391,7 @@ class MarketData:
         return name
 
 
-def _places_of(settings: Settings) -> Places:
-    return Places(settings.store, settings.redis, next(iter(settings.exchanges)))
-
-
-def _range(since: When | None, until: When | None, now_ms: int) -> tuple[int, int]:
-    return (0 if since is None else to_ms(since)), (now_ms if until is None else to_ms(until))
-
-
-def _stale(kind: type[V], what: str, value: V | None, now_ms: int, max_age: MaxAge) -> StaleData:
-    if value is None:
-        return stale(what, None, now_ms, max_age, value_deadline_ms(kind.channel, hot=True))
-    return stale(what, value.event_ms, now_ms, max_age, value.deadline_ms)
+def _stale(kind: type[V], what: str, reading: V | None, max_age: MaxAge) -> StaleData:
+    if reading is None:
+        return stale(what, None, max_age, value_deadline_ms(kind.channel, hot=True))
+    return stale(what, reading.age_ms, max_age, reading.deadline_ms)

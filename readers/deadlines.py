@@ -60,10 +60,7 @@ def allowed_ms(max_age: MaxAge, deadline_ms: int) -> float:
     return deadline_ms if isinstance(max_age, Deadline) else max_age * 1000
 
 
-def stale(
-    what: str, event_ms: int | None, now_ms: int, max_age: MaxAge, deadline_ms: int
-) -> StaleData:
-    """The error for a value that is too old, or that there is none of (`event_ms` None)."""
-    age_ms = None if event_ms is None else now_ms - event_ms
+def stale(what: str, age_ms: int | None, max_age: MaxAge, deadline_ms: int) -> StaleData:
+    """The error for a value that is too old, or that there is none of (`age_ms` None)."""
     limit_ms = deadline_ms if max_age is None else int(allowed_ms(max_age, deadline_ms))
     return StaleData(what, age_ms=age_ms, max_age_ms=limit_ms)

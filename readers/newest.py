@@ -12,7 +12,6 @@ from typing import Final, TypeVar
 from marketdata.errors import StoreUnavailable
 from marketdata.schema import Last
 from readers.cache import Cache
-from readers.deadlines import Deadline
 from readers.origins import Origins
 from readers.values import Reading
 
@@ -40,11 +39,7 @@ class Newest:
         cached = self._cached(kind, exchange, pairs, now_ms)
         others = [pair for pair in pairs if pair not in cached]
         found = self._from_redis(kind, exchange, others)
-        late = [
-            pair
-            for pair in others
-            if pair not in found or not found[pair].is_fresh(now_ms, Deadline.OF_CHANNEL)
-        ]
+        late = [pair for pair in others if pair not in found or not found[pair].is_fresh(now_ms)]
         kept: dict[str, V] = {}
         if late:
             try:

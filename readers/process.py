@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-from marketdata.settings import RedisSettings, Store
+from pydantic import TypeAdapter
+
+from marketdata.config import load_config
+from marketdata.settings import RedisSettings, Settings, Store
 from readers.book import PairBook
 from readers.candles import CandleReader
 from readers.newest import Newest
@@ -20,6 +26,27 @@ class Places:
     store: Store
     redis: RedisSettings | None
     exchange: str | None
+
+
+def choose_places(
+    config: str | Path | None,
+    settings: Settings | None,
+    store: Store | Mapping[str, Any] | None,
+    redis: str | None,
+    exchange: str | None,
+) -> Places:
+    """What the arguments of `MarketData` come to; reads the file where they don't name a store."""
+    if store is not None:
+        parsed: Store = TypeAdapter(Store).validate_python(store)
+        places = Places(parsed, None, None)
+    else:
+        known = settings or load_config(None if config is None else Path(config))
+        places = Places(known.store, known.redis, next(iter(known.exchanges)))
+    return replace(
+        places,
+        redis=places.redis if redis is None else RedisSettings(url=redis),
+        exchange=exchange or places.exchange,
+    )
 
 
 class Process:

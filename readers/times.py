@@ -32,3 +32,8 @@ def to_ms(when: When) -> int:
     if when.tzinfo is None:
         when = when.replace(tzinfo=UTC)
     return int(when.timestamp() * 1000)
+
+
+def range_ms(since: When | None, until: When | None, now_ms: int) -> tuple[int, int]:
+    """Since the beginning where `since` is left out, until now where `until` is."""
+    return (0 if since is None else to_ms(since)), (now_ms if until is None else to_ms(until))

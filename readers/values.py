@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from marketdata.schema import Last
-from readers.deadlines import MaxAge, allowed_ms, value_deadline_ms
+from readers.deadlines import value_deadline_ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +42,9 @@ class Reading:
         """The same, with its age."""
         return replace(self, age_ms=now_ms - self.event_ms)
 
-    def is_fresh(self, now_ms: int, max_age: MaxAge) -> bool:
-        """Whether it may be handed out."""
-        return now_ms - self.event_ms <= allowed_ms(max_age, self.deadline_ms)
+    def is_fresh(self, now_ms: int) -> bool:
+        """Whether it is within its deadline."""
+        return now_ms - self.event_ms <= self.deadline_ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

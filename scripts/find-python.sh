@@ -44,13 +44,6 @@ compiler=$([[ $version == python3.11 ]] && echo gcc || echo g++)
 command -v "$compiler" >/dev/null || packages+=("$compiler" libc6-dev)
 
 if ((${#packages[@]})); then
-  command="apt-get install -y --no-install-recommends ${packages[*]}"
-  if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
-    echo "$python lacks what the installation needs: $command" >&2
-    { apt-get update -q && DEBIAN_FRONTEND=noninteractive $command; } >&2
-  else
-    echo "$python lacks what the installation needs. On Debian and Ubuntu: sudo $command" >&2
-    exit 1
-  fi
+  "$(dirname "$0")/apt-install.sh" "$python lacks what the installation needs" "${packages[@]}"
 fi
 echo "$python"

@@ -10,6 +10,13 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 if [[ -n ${INFLUXD:-} ]] || command -v influxd >/dev/null || [[ -x $binary ]]; then exit 0; fi
 
+packages=()
+command -v gcc >/dev/null || packages+=(gcc libc6-dev)
+command -v pkg-config >/dev/null || packages+=(pkg-config)
+if command -v go >/dev/null && command -v cargo >/dev/null && ((${#packages[@]})); then
+  "$here/scripts/apt-install.sh" "influxd is built with a C compiler" "${packages[@]}" || true
+fi
+
 echo "influxd: building InfluxDB 2.9.1 (once, about six minutes on two cores)" >&2
 if "$here/deploy/influxd/build.sh" "$binary"; then exit 0; fi
 

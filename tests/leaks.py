@@ -21,7 +21,7 @@ _FOLDER = Path("/proc/self/fd")
 
 
 def open_files() -> dict[int, str]:
-    """Sockets, pipes, event queues and files on disk, by descriptor; empty where there's no /proc."""
+    """Sockets, pipes, event queues and files, by descriptor; nothing where there's no /proc."""
     found = {}
     if _FOLDER.exists():
         for entry in os.listdir(_FOLDER):

@@ -108,9 +108,7 @@ class SqliteStore:
     def rows(self, measurement: str) -> list[Row]:
         make = MEASUREMENTS[measurement].row._make
         with closing(sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)) as connection:
-            found = connection.execute(
-                f"SELECT * FROM {measurement} ORDER BY symbol, time"  # noqa: S608
-            )
+            found = connection.execute(f"SELECT * FROM {measurement} ORDER BY symbol, time")
             return [make(row) for row in found]  # type: ignore[misc]
 
     def go_away(self) -> None:
@@ -149,7 +147,7 @@ class InfluxStore:
 
 def influx_rows(server: InfluxServer, bucket: str, measurement: str) -> Iterator[Row]:
     """Everything in a bucket's measurement, as rows."""
-    query = {"db": bucket, "epoch": "ms", "q": f'SELECT * FROM "{measurement}"'}  # noqa: S608
+    query = {"db": bucket, "epoch": "ms", "q": f'SELECT * FROM "{measurement}"'}
     answer = call("GET", f"{server.url}/query", fields=query)
     (result,) = json.loads(answer.data)["results"]
     assert "error" not in result, result

@@ -131,6 +131,8 @@ class SupervisedFeed(Feed):  # type: ignore[misc]
         self.stop()
         if self._running is not None:
             await asyncio.wait({self._running})
+            if not self._running.cancelled():
+                self._running.result()  # it only ends by itself where there is a defect
         await self.http_conn.close()
 
     async def wait_for_data(self) -> None:

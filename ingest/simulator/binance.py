@@ -18,7 +18,7 @@ from ingest.simulator.faults import FaultBoard
 from ingest.simulator.limits import TokenBucket
 from ingest.simulator.market import Market
 from ingest.simulator.universe import BINANCE, Contract
-from ingest.simulator.venue import Client, Venue
+from ingest.simulator.venue import PULSE_MS, Client, Venue
 
 LONGEST_URL = 8_004
 MOST_STREAMS = 1_024
@@ -45,9 +45,11 @@ class Binance(Venue[BinanceClient]):
     handshake_refusal = 429
     lifetime_s = 86_400.0
 
-    def __init__(self, market: Market, clock: Clock, faults: FaultBoard) -> None:
+    def __init__(
+        self, market: Market, clock: Clock, faults: FaultBoard, kline_push_ms: int = PULSE_MS
+    ) -> None:
         super().__init__(market, clock, faults)
-        self._streams = BinanceStreams(market)
+        self._streams = BinanceStreams(market, kline_push_ms)
 
     def routes(self) -> Iterable[web.RouteDef]:
         for route in ("/market", "/public", "/private", ""):

@@ -39,12 +39,17 @@ class Bybit(Venue[BybitClient]):
     lifetime_s = None
 
     def __init__(
-        self, market: Market, clock: Clock, faults: FaultBoard, idle_s: float = 600.0
+        self,
+        market: Market,
+        clock: Clock,
+        faults: FaultBoard,
+        idle_s: float = 600.0,
+        ticker_push_ms: int = 1_000,
     ) -> None:
         super().__init__(market, clock, faults)
         self.streams: dict[Category, BybitStreams] = {
-            "linear": BybitStreams(market, "linear"),
-            "spot": BybitStreams(market, "spot"),
+            "linear": BybitStreams(market, "linear", ticker_push_ms),
+            "spot": BybitStreams(market, "spot", ticker_push_ms),
         }
         self._idle_s = idle_s
 

@@ -17,7 +17,7 @@ INTERVALS_MS = {
     "120": 7_200_000, "240": 14_400_000, "360": 21_600_000, "720": 43_200_000, "D": 86_400_000,
 }  # fmt: skip
 
-_PUSH_MS = 1_000
+_KLINE_PUSH_MS = 1_000
 _FUNDING_ROLLS_LATE_MS = 5_000
 _TOPIC = re.compile(r"(tickers)\.([^.]+)|(kline)\.(\w+)\.([^.]+)")
 
@@ -44,11 +44,12 @@ class UnknownTopic(Exception):
 class BybitStreams:
     """The topics of one category. Linear tickers are a snapshot, then only what has changed."""
 
-    def __init__(self, market: Market, category: Category) -> None:
+    def __init__(self, market: Market, category: Category, ticker_push_ms: int = 1_000) -> None:
         self._market = market
         kinds = contract_kinds(category)
         self.contracts = {contract.id: contract for contract in market.listed(BYBIT, *kinds)}
         self._spot = category == "spot"
+        self._ticker_push_ms = ticker_push_ms
         self._shown: dict[str, tuple[int, wire.Json]] = {}
         self._found: dict[str, Topic] = {}
 
@@ -70,21 +71,20 @@ class BybitStreams:
 
     def first(self, topic: Topic, at_ms: int) -> Message:
         """What a new subscriber gets at once."""
-        at_ms -= at_ms % _PUSH_MS
         if topic.interval:
+            at_ms -= at_ms % _KLINE_PUSH_MS
             interval_ms = INTERVALS_MS[topic.interval]
-            return Message(
-                self._kline_frame(topic, [(at_ms // interval_ms * interval_ms, False)], at_ms)
-            )
+            open_ms = at_ms // interval_ms * interval_ms
+            return Message(self._kline_frame(topic, [(open_ms, False)], at_ms))
+        at_ms -= at_ms % self._ticker_push_ms
         return Message(self._ticker_frame(topic, "snapshot", self._ticker(topic, at_ms), at_ms))
 
     def due(self, topic: Topic, at_ms: int) -> Iterator[Message]:
         """The messages of the pulse at `at_ms`, with all that happened before it."""
-        if at_ms % _PUSH_MS:
-            return
         if topic.interval:
-            yield from self._klines(topic, at_ms)
-        else:
+            if at_ms % _KLINE_PUSH_MS == 0:
+                yield from self._klines(topic, at_ms)
+        elif at_ms % self._ticker_push_ms == 0:
             yield from self._tickers(topic, at_ms)
 
     def _klines(self, topic: Topic, at_ms: int) -> Iterator[Message]:
@@ -97,7 +97,7 @@ class BybitStreams:
             if at_ms // interval_ms % 4 == 0:
                 bars.append((at_ms, False))
             yield Message(self._kline_frame(topic, bars, at_ms), closing=True)
-        elif self._market.has_traded(topic.contract, at_ms - _PUSH_MS, at_ms):
+        elif self._market.has_traded(topic.contract, at_ms - _KLINE_PUSH_MS, at_ms):
             yield Message(self._kline_frame(topic, [(open_ms, False)], at_ms))
 
     def closed_bar(self, topic: Topic, open_ms: int, at_ms: int) -> wire.Json:
@@ -118,7 +118,7 @@ class BybitStreams:
         return {"topic": topic.name, "data": items, "ts": at_ms, "type": "snapshot"}
 
     def _tickers(self, topic: Topic, at_ms: int) -> Iterator[Message]:
-        before = self._ticker(topic, at_ms - _PUSH_MS)
+        before = self._ticker(topic, at_ms - self._ticker_push_ms)
         now = self._ticker(topic, at_ms)
         changed = {name: value for name, value in now.items() if value != before[name]}
         if not changed:
@@ -150,7 +150,7 @@ class BybitStreams:
         return shown[1]
 
     def ticker(self, contract: Contract, at_ms: int) -> wire.Json:
-        """Every field of a ticker at a whole second."""
+        """Every field of a ticker."""
         day = self._market.day(contract, at_ms)
         last = self._market.last_price(contract, at_ms)
         if self._spot:

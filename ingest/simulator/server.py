@@ -50,6 +50,9 @@ class Simulator:
         A name of `SCENARIOS`.
     bybit_idle_s
         Bybit cuts clients that send nothing for this long.
+    kline_push_ms, ticker_push_ms
+        Cadence of Binance's growing klines and of Bybit's tickers: multiples of 250. The default
+        is cheap; Bybit itself sends tickers each 100 ms.
 
     Started and stopped by `async with`; then `url` and `ws_url` are what a configuration takes,
     `faults` and `inject` make trouble, and `market` has the truth.
@@ -64,14 +67,16 @@ class Simulator:
         *,
         scenario: str = "calm",
         bybit_idle_s: float = 600.0,
+        kline_push_ms: int = 250,
+        ticker_push_ms: int = 1_000,
     ) -> None:
         self.host = host
         self.port = port
         self.clock = Clock() if clock is None else clock
         self.market = Market(as_of_ms=self.clock.now_ms()) if market is None else market
         self.faults = FaultBoard()
-        self.binance = Binance(self.market, self.clock, self.faults)
-        self.bybit = Bybit(self.market, self.clock, self.faults, bybit_idle_s)
+        self.binance = Binance(self.market, self.clock, self.faults, kline_push_ms)
+        self.bybit = Bybit(self.market, self.clock, self.faults, bybit_idle_s, ticker_push_ms)
         self.binance_rest = BinanceRest(self.market, self.clock, self.faults, self.binance.stats)
         self.bybit_rest = BybitRest(
             self.market, self.clock, self.faults, self.bybit.stats, self.bybit.streams

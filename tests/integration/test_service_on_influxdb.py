@@ -19,7 +19,8 @@ def on_servers(influx, redis_url):
         "kind": "influxdb", "url": influx.url, "org": influx.org, "bucket": influx.bucket,
         "token": influx.token,
     }  # fmt: skip
-    return {"store": store, "redis": {"url": redis_url, "views": ["quantum"]}}
+    redis = {"url": redis_url, "views": ["quantum"]}
+    return {"store": store, "redis": redis, "repair": {"lookback": "45m"}}
 
 
 async def test_readers_give_equal_answers_on_both_stores(

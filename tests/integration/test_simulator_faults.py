@@ -76,7 +76,8 @@ async def test_one_pair_falls_silent_and_comes_back(
 ) -> None:
     number = simulator.inject(Silence(id="BTCUSDT"))
     assert number is not None
-    await first_where(binance, lambda m: m["data"]["s"] == "ETHUSDT")
+    later_ms = simulator.clock.now_ms() + 1_000
+    await first_where(binance, lambda m: m["data"]["E"] > later_ms)
     pairs = [(await receive(binance))["data"]["s"] for _ in range(10)]
     assert set(pairs) == {"ETHUSDT"}
     simulator.faults.remove(number)
@@ -221,8 +222,8 @@ async def test_a_closing_kline_is_tampered_with(
         assert closing[0] == closing[1]
     else:
         [late] = closing
-        before = messages[messages.index(late) - 1]
-        assert before["open"] == close_ms
+        overtaking = messages[messages.index(late) - 1]
+        assert overtaking["open"] == close_ms
     following = [m for m in messages if m["closed"] and m["open"] == close_ms]
     assert len(following) == 1, "the fault was for once"
 
@@ -246,8 +247,9 @@ async def test_a_revised_minute_is_streamed_again_and_so_in_rest_and_truth(
     truth = {row[0]: row[5] for row in (await get(session, simulator, path))["rows"]}
     assert truth[closed["open"]] == revised["v"]
     if exchange == BINANCE:
-        path = f"/fapi/v1/klines?symbol=BTCUSDT&interval=1m&startTime={closed['open']}&limit=1"
-        assert (await get(session, simulator, path))[0][5] == revised["v"]
+        query = f"symbol=BTCUSDT&interval=1m&startTime={closed['open']}&limit=1"
+        [row] = await get(session, simulator, f"/fapi/v1/klines?{query}")
+        assert row[5] == revised["v"]
 
 
 # REST

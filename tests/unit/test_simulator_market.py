@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from decimal import Decimal
 from itertools import pairwise
+from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from ingest.simulator.bars import Bar
 from ingest.simulator.binance_streams import BinanceStreams
@@ -16,6 +19,7 @@ from ingest.simulator.bybit_streams import BybitStreams
 from ingest.simulator.faults import (
     FAULT,
     ClosingKline,
+    Fault,
     FaultBoard,
     RefuseHandshakes,
     RestDown,
@@ -23,6 +27,7 @@ from ingest.simulator.faults import (
 )
 from ingest.simulator.limits import BlockingWindow, MinuteWeight
 from ingest.simulator.market import AS_OF_MS, HOUR_MS, Market
+from ingest.simulator.scenarios import SCENARIOS
 from ingest.simulator.universe import BINANCE, BYBIT, Contract
 from marketdata.errors import UnknownPair
 
@@ -30,6 +35,7 @@ MINUTE_MS = 60_000
 DAY_MS = 86_400_000
 T0 = AS_OF_MS + 7 * MINUTE_MS
 
+DOCS = Path(__file__).parents[2] / "docs" / "simulator.md"
 MARKET = Market(seed=3)
 BITCOIN = MARKET.contract(BINANCE, "BTCUSDT")
 THIN = MARKET.contract(BINANCE, "龙虾USDT")
@@ -401,3 +407,16 @@ def test_a_fault_hits_only_what_it_names() -> None:
 def test_a_fault_that_nobody_knows_is_refused(body: str) -> None:
     with pytest.raises(ValueError, match="validation error"):
         FAULT.validate_json(body)
+
+
+@pytest.mark.parametrize("kind", get_args(get_args(Fault)[0]), ids=lambda kind: kind.__name__)
+def test_every_fault_and_its_fields_are_in_the_docs(kind: type[BaseModel]) -> None:
+    text = DOCS.read_text()
+    assert f"`{kind.model_fields['kind'].default}`" in text
+    for name in kind.model_fields:
+        assert f"`{name}`" in text or f'"{name}"' in text
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_every_scenario_is_in_the_docs(scenario: str) -> None:
+    assert f"`{scenario}`" in DOCS.read_text()
