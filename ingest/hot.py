@@ -6,12 +6,78 @@ Latest wins, by the exchange's time: a message that comes late never replaces a 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from ingest.model import Event, Kline
 from marketdata.schema import FundingRate, Last, LastPrice, MarkPrice
 
 PairKey = tuple[str, str]
-_EMPTY = dict.fromkeys(Last._fields[2:])
+
+
+@dataclass(slots=True)
+class _Newest:
+    """The newest event of each kind of one pair."""
+
+    kline: Kline | None = None
+    mark: MarkPrice | None = None
+    funding: FundingRate | None = None
+    price: LastPrice | None = None
+    received_ms: int = 0
+    seq: int = 0
+
+    def put(self, event: Event) -> bool:
+        """Take in an event; False if a newer one is known."""
+        if isinstance(event, Kline):
+            if self.kline is not None and event.event_ms < self.kline.event_ms:
+                return False
+            self.kline = event
+        elif isinstance(event, MarkPrice):
+            if self.mark is not None and event.time < self.mark.time:
+                return False
+            self.mark = event
+        elif isinstance(event, FundingRate):
+            if self.funding is not None and event.time < self.funding.time:
+                return False
+            self.funding = event
+        else:
+            if self.price is not None and event.time < self.price.time:
+                return False
+            self.price = event
+        return True
+
+    def last(self, key: PairKey) -> Last:
+        """The same as the columns that readers know."""
+        last = Last(*key, received_ms=self.received_ms, seq=self.seq)
+        if self.mark is not None:
+            last = last._replace(
+                mark_price=self.mark.mark_price,
+                index_price=self.mark.index_price,
+                mark_event_ms=self.mark.time,
+            )
+        if self.funding is not None:
+            last = last._replace(
+                funding_rate=self.funding.rate,
+                predicted_rate=self.funding.predicted_rate,
+                next_funding_ms=self.funding.next_funding_ms,
+                interval_hours=self.funding.interval_hours,
+                funding_event_ms=self.funding.time,
+            )
+        if self.price is not None:
+            last = last._replace(price=self.price.price, price_event_ms=self.price.time)
+        if self.kline is not None:
+            kline = self.kline
+            last = last._replace(
+                minute_ms=kline.minute_ms,
+                open=kline.open,
+                high=kline.high,
+                low=kline.low,
+                close=kline.close,
+                volume=float(kline.volume),
+                quote_volume=None if kline.quote_volume is None else float(kline.quote_volume),
+                trades=kline.trades,
+                candle_event_ms=kline.event_ms,
+            )
+        return last
 
 
 class HotState:
@@ -28,77 +94,39 @@ class HotState:
     """
 
     def __init__(self) -> None:
-        self._values: dict[PairKey, dict[str, float | int | None]] = {}
+        self._newest: dict[PairKey, _Newest] = {}
         self._subscribers: list[set[PairKey]] = []
 
     def subscribe(self) -> set[PairKey]:
         """A set that collects the pairs that change; its owner empties it through `take`."""
-        changed: set[PairKey] = set(self._values)
+        changed = set(self._newest)
         self._subscribers.append(changed)
         return changed
 
     def put(self, event: Event, received_ms: int) -> None:
-        """Take in one event of a stream."""
+        """Take in one event of a stream; runs a thousand times a second."""
         key = (event.exchange, event.symbol)
-        values = self._values.get(key)
-        if values is None:
-            values = self._values[key] = _EMPTY | {"seq": 0}
-        if not _update(values, event):
-            return
-        values["received_ms"] = received_ms
-        values["seq"] = (values["seq"] or 0) + 1
-        for changed in self._subscribers:
-            changed.add(key)
+        newest = self._newest.get(key)
+        if newest is None:
+            newest = self._newest[key] = _Newest()
+        if newest.put(event):
+            newest.received_ms = received_ms
+            newest.seq += 1
+            for changed in self._subscribers:
+                changed.add(key)
 
     def take(self, changed: set[PairKey]) -> list[Last]:
         """The newest values of the pairs that have changed; empties `changed`."""
-        lasts = [self._last(key) for key in changed if key in self._values]
+        lasts = [self._newest[key].last(key) for key in changed if key in self._newest]
         changed.clear()
         return lasts
 
     def forget(self, keys: Iterable[PairKey]) -> None:
         """Drop pairs that are no longer collected."""
         for key in keys:
-            self._values.pop(key, None)
+            self._newest.pop(key, None)
 
     def get(self, key: PairKey) -> Last | None:
         """The newest values of one pair."""
-        return self._last(key) if key in self._values else None
-
-    def _last(self, key: PairKey) -> Last:
-        return Last(*key, *self._values[key].values())  # type: ignore[arg-type]
-
-
-def _update(values: dict[str, float | int | None], event: Event) -> bool:
-    if isinstance(event, Kline):
-        if event.event_ms < (values["candle_event_ms"] or 0):
-            return False
-        values["minute_ms"] = event.minute_ms
-        values["open"] = event.open
-        values["high"] = event.high
-        values["low"] = event.low
-        values["close"] = event.close
-        values["volume"] = float(event.volume)
-        values["quote_volume"] = None if event.quote_volume is None else float(event.quote_volume)
-        values["trades"] = event.trades
-        values["candle_event_ms"] = event.event_ms
-    elif isinstance(event, MarkPrice):
-        if event.time < (values["mark_event_ms"] or 0):
-            return False
-        values["mark_price"] = event.mark_price
-        values["index_price"] = event.index_price
-        values["mark_event_ms"] = event.time
-    elif isinstance(event, FundingRate):
-        if event.time < (values["funding_event_ms"] or 0):
-            return False
-        values["funding_rate"] = event.rate
-        values["predicted_rate"] = event.predicted_rate
-        values["next_funding_ms"] = event.next_funding_ms
-        values["interval_hours"] = event.interval_hours
-        values["funding_event_ms"] = event.time
-    elif isinstance(event, LastPrice):
-        if event.time < (values["price_event_ms"] or 0):
-            return False
-        values["price"] = event.price
-        values["price_event_ms"] = event.time
-    return True
+        newest = self._newest.get(key)
+        return None if newest is None else newest.last(key)

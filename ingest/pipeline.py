@@ -113,11 +113,11 @@ class Pipeline:
             await self._clock.sleep(IDLE_STEP_S)
             await self.step()
 
-    def _fold(self, events: Iterable[tuple[Event, int]]) -> dict[str, list[Row]]:
+    def _fold(self, events: Sequence[tuple[Event, int]]) -> dict[str, list[Row]]:
         rows: dict[str, list[Row]] = defaultdict(list)
         closed: dict[PairKey, list[Kline]] = defaultdict(list)
+        self.counts["events"] += len(events)
         for event, received_ms in events:
-            self.counts["events"] += 1
             self._hot.put(event, received_ms)
             if not isinstance(event, Kline):
                 _add_ticks(rows, self._thinner.put(event))

@@ -38,8 +38,9 @@ from ingest.sinks.base import HotSink, Sink
 from ingest.sinks.influx import InfluxSink
 from ingest.sinks.redis import RedisSink
 from ingest.sinks.sqlite import SqliteSink
+from ingest.status import health_fields
 from ingest.ticks import Thinner
-from marketdata.errors import ConfigError, StoreRefused, StoreUnavailable
+from marketdata.errors import ConfigError, StoreRefused, StoreUnavailable, TransientError
 from marketdata.pairs import Market
 from marketdata.settings import InfluxStore, Settings
 from readers.sources import open_source
@@ -52,6 +53,7 @@ DRAIN_S = 10.0
 HOT_PERIOD_S = {"sqlite": 1.0, "redis": 0.25}
 EXPIRE_PERIOD_S = 600.0
 RELOAD_PERIOD_S = 2.0
+HEALTH_PERIOD_S = 5.0
 VIEW_PERIOD_S = 1.0
 
 Reload = Callable[[], Settings]
@@ -82,6 +84,7 @@ class Service:
         self._hot = HotState()
         self._collectors: dict[str, Collector] = {}
         self._publishers: dict[str, Publisher] = {}
+        self._redis: RedisSink | None = None
 
     def reconcile_soon(self) -> None:
         """Read the configuration anew and follow its pairs (SIGHUP)."""
@@ -145,6 +148,7 @@ class Service:
             redis = RedisSink(url, settings.redis.views, self._market)
             stack.push_async_callback(redis.close)
             self._publish("redis", redis, candles=redis)
+            self._redis = redis
         self._delivery = Delivery(self._outbox, self._sink, self._clock)
         self._pipeline = Pipeline(
             self._inbox,
@@ -210,6 +214,7 @@ class Service:
             for name, publisher in self._publishers.items()
         ]
         serving.append(tasks.create_task(self._expire(), name="expire"))
+        serving.append(tasks.create_task(self._publish_health(), name="publish.health"))
         collecting = [
             tasks.create_task(collector.run(handler), name=f"collect.{name}")
             for name, collector in self._collectors.items()
@@ -269,6 +274,15 @@ class Service:
                 await self._sink.expire(self._clock.now_ms() - retention_ms)
             except StoreUnavailable as error:
                 log.warning("expiry_put_off", cause=str(error), next_try_s=EXPIRE_PERIOD_S)
+
+    async def _publish_health(self) -> None:
+        """Tell consumers in Redis what each exchange is worth; the keys end with the service."""
+        while self._redis is not None:
+            now_ms = self._clock.now_ms()
+            with suppress(TransientError, StoreRefused):  # the publisher says that Redis is away
+                for name, collector in self._collectors.items():
+                    await self._redis.health(name, health_fields(collector.status(now_ms), now_ms))
+            await self._clock.sleep(HEALTH_PERIOD_S)
 
     async def _show(self, console: Console) -> None:
         with Live(console=console, auto_refresh=False) as live:

@@ -67,6 +67,25 @@ def exchange_status(
     return {"state": worst(states), "connections": connections, "pairs": pairs}
 
 
+def health_fields(status: Mapping[str, Any], now_ms: int) -> dict[str, str | int | float]:
+    """The fields of `md:health:{exchange}` out of an exchange's status.
+
+    `state` and `time_ms` of the whole; by connection `{id}.state` and `{id}.age_ms` of its newest
+    data; by channel `{channel}.oldest_age_ms` over all pairs.
+    """
+    fields: dict[str, str | int | float] = {"state": status["state"], "time_ms": now_ms}
+    for connection in status["connections"]:
+        fields[f"{connection['id']}.state"] = connection["state"]
+        if connection["last_data_ms"] is not None:
+            fields[f"{connection['id']}.age_ms"] = now_ms - connection["last_data_ms"]
+    for cells in status["pairs"].values():
+        for channel, cell in cells.items():
+            name = f"{channel}.oldest_age_ms"
+            if cell["age_ms"] is not None:
+                fields[name] = max(int(fields.get(name, 0)), cell["age_ms"])
+    return fields
+
+
 def _event_ms(last: Last | None, channel: str) -> int | None:
     if last is None:
         return None

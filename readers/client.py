@@ -334,6 +334,10 @@ class MarketData:
         found = here.newest.read(kind, name, here.book.pairs(name, now_ms), now_ms)
         return {pair: value.at(now_ms) for pair, value in sorted(found.items())}
 
+    def pair(self, symbol: str, exchange: str | None = None) -> str:
+        """The pair that `symbol` means; one in the unified form may be taken as it is."""
+        return self._here().book.find(self._named(exchange), symbol, self._now_ms())
+
     def pairs(self, exchange: str | None = None) -> list[str]:
         """The pairs that anything is stored of, at most a minute old."""
         return list(self._here().book.pairs(self._named(exchange), self._now_ms()))

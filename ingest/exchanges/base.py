@@ -34,6 +34,7 @@ Price = Annotated[float, msgspec.Meta(gt=0, lt=1e18)]
 Milliseconds = Annotated[int, msgspec.Meta(gt=0, lt=2**53)]
 Minute = Annotated[int, msgspec.Meta(gt=0, lt=2**53, multiple_of=MINUTE_MS)]
 """The open time of a minute, in milliseconds."""
+Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 
 Callback = Callable[[Event, float], Awaitable[None]]
 ChannelsByKind = Mapping[MarketKind, tuple[Channel, ...]]
@@ -46,6 +47,8 @@ SILENCE_S = 90.0
 MARKS_SILENCE_S = 10.0
 MANY_PAIRS = 10
 """So many pairs together don't stay without a trade for `SILENCE_S`; fewer may."""
+
+_NOTHING, _ABSURD = Decimal(0), Decimal(10) ** 24
 
 PARSE_ERRORS = (BadMessage, ValueError, ArithmeticError)
 """What decoding a message and making events of it can raise; msgspec's errors are ValueErrors."""
@@ -258,9 +261,9 @@ def volume(value: Decimal) -> Decimal:
     Raises
     ------
     BadMessage
-        It is negative or not finite.
+        It is negative, not finite, or larger than any market's.
     """
-    if value.is_finite() and value >= 0:
+    if value.is_finite() and _NOTHING <= value < _ABSURD:
         return value
     raise BadMessage(f"{value} is no volume")
 

@@ -106,7 +106,7 @@ class _Minute(Struct):
     close: base.Price = field(name="c")
     volume: Decimal = field(name="v")
     quote_volume: Decimal = field(name="q")
-    trades: int = field(name="n")
+    trades: base.Count = field(name="n")
     closed: bool = field(name="x")
 
 

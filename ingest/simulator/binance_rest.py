@@ -23,6 +23,8 @@ Handler = Callable[[Query, int], Awaitable[object]]
 
 MOST_ROWS = 1_500
 _MOST_FUNDING_ROWS = 1_000
+_LATEST_STAMP_MS = 15
+"""Settlements are stamped up to so much after their hour."""
 
 
 class _Refused(Exception):
@@ -185,9 +187,10 @@ class BinanceRest(Rest):
         self, contract: Contract, start_ms: int, end_ms: int
     ) -> list[dict[str, int | str]]:
         rows: list[dict[str, int | str]] = []
-        for settled_ms, rate in self.market.settled(contract, start_ms, end_ms):
+        earliest_ms = start_ms - _LATEST_STAMP_MS
+        for settled_ms, rate in self.market.settled(contract, earliest_ms, end_ms):
             draw = seed_of("settlement", contract.id, settled_ms)
-            time_ms = settled_ms + draw % 16
+            time_ms = settled_ms + draw % (_LATEST_STAMP_MS + 1)
             if not start_ms <= time_ms <= end_ms:
                 continue
             row: dict[str, int | str] = {

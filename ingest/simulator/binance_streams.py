@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import orjson
@@ -74,13 +75,11 @@ class BinanceStreams:
         contracts = market.listed(BINANCE, "perpetual", "future")
         self._by_stream_id = {contract.id.lower(): contract for contract in contracts}
         self._traded = [contract for contract in contracts if contract.active]
-        self._found: dict[str, Stream | None] = {}
+        self._parsed = lru_cache(maxsize=8192)(self._parse)
 
     def find(self, name: str) -> Stream | None:
         """None for a name that the exchange accepts but never serves."""
-        if name not in self._found:
-            self._found[name] = self._parse(name)
-        return self._found[name]
+        return self._parsed(name)
 
     def _parse(self, name: str) -> Stream | None:
         if parts := _ALL_CONTRACTS.fullmatch(name):

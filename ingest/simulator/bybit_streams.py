@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from ingest.simulator import bybit_wire as wire
 from ingest.simulator.market import Funding, Market
-from ingest.simulator.universe import BYBIT, Contract
+from ingest.simulator.universe import BYBIT, Contract, Kind
 
 Category = Literal["linear", "spot"]
 
@@ -164,6 +164,6 @@ class BybitStreams:
         return self._market.funding(contract, at_ms - _FUNDING_ROLLS_LATE_MS)
 
 
-def contract_kinds(category: Category) -> tuple[Literal["perpetual", "future", "spot"], ...]:
+def contract_kinds(category: Category) -> tuple[Kind, ...]:
     """The kinds of contracts in a category."""
     return ("spot",) if category == "spot" else ("perpetual", "future")

@@ -26,11 +26,14 @@ class _Lasting(_Fault):
     times: int | None = Field(None, ge=1, description="occurrences; left out: no limit")
 
 
-class _OnContract(_Lasting):
+class OnContract(_Lasting):
+    """A fault about some contracts, or all."""
+
     id: str | None = Field(None, description="the exchange's own id; left out: every contract")
     market: Kind | None = Field(None, description="where ids are shared")
 
     def hits(self, contract: Contract | None) -> bool:
+        """Whether it is about this contract; None stands for all of them at once."""
         if self.id is None and self.market is None:
             return True
         return (
@@ -40,7 +43,7 @@ class _OnContract(_Lasting):
         )
 
 
-class Silence(_OnContract):
+class Silence(OnContract):
     """Nothing more is sent, and nothing is closed."""
 
     kind: Literal["silence"] = "silence"
@@ -48,7 +51,7 @@ class Silence(_OnContract):
     control: bool = Field(False, description="acknowledgements and pongs too")
 
 
-class ClosingKline(_OnContract):
+class ClosingKline(OnContract):
     """What happens to the message that closes a kline."""
 
     kind: Literal["closing_kline"] = "closing_kline"
@@ -56,7 +59,7 @@ class ClosingKline(_OnContract):
     delay_s: float = Field(5.0, gt=0, description="of a delay")
 
 
-class MissingRows(_OnContract):
+class MissingRows(OnContract):
     """REST klines leave out the bars that open in start_ms <= open < end_ms."""
 
     kind: Literal["missing_rows"] = "missing_rows"
@@ -64,7 +67,7 @@ class MissingRows(_OnContract):
     end_ms: int = 2**62
 
 
-class NoEmptyRows(_OnContract):
+class NoEmptyRows(OnContract):
     """REST klines leave out bars without trades, instead of giving them flat."""
 
     kind: Literal["no_empty_rows"] = "no_empty_rows"
@@ -148,7 +151,7 @@ Fault = Annotated[Lasting | Close | Inject | Notice | ReviseMinute, Field(discri
 FAULT: TypeAdapter[Fault] = TypeAdapter(Fault)
 
 F = TypeVar("F", bound=_Lasting)
-C = TypeVar("C", bound=_OnContract)
+C = TypeVar("C", bound=OnContract)
 
 
 class _InForce:

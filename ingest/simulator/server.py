@@ -22,11 +22,13 @@ from ingest.simulator.faults import (
     FaultBoard,
     Inject,
     Notice,
+    OnContract,
     ReviseMinute,
 )
 from ingest.simulator.market import Market
 from ingest.simulator.scenarios import SCENARIOS
 from ingest.simulator.venue import PULSE_MS
+from marketdata.errors import UnknownPair
 
 log = structlog.get_logger()
 
@@ -146,6 +148,8 @@ class Simulator:
 
         Raises `UnknownPair`, and ValueError for a minute that can't be revised.
         """
+        if isinstance(fault, OnContract) and fault.id is not None:
+            self._check_listed(fault, fault.id)
         now_ms = self.clock.now_ms()
         venues = [v for v in (self.binance, self.bybit) if fault.exchange in (None, v.name)]
         log.info("fault_injected", fault=fault.model_dump(exclude_none=True))
@@ -174,6 +178,12 @@ class Simulator:
         weight = self.binance_rest.weight
         found[self.binance.name] |= {"used_weight": weight.used(now_ms), "most_weight": weight.most}
         return found
+
+    def _check_listed(self, fault: OnContract, id: str) -> None:
+        exchanges = (self.binance.name, self.bybit.name)
+        names = exchanges if fault.exchange is None else (fault.exchange,)
+        if not any(c.exchange in names and fault.hits(c) for c in self.market.contracts):
+            raise UnknownPair(id, " and ".join(names))
 
     def _revise(self, fault: ReviseMinute, now_ms: int) -> None:
         contract = self.market.contract(fault.exchange, fault.id, fault.market)

@@ -158,7 +158,7 @@ async def outbox_commits(folder: Path, rows: Sequence[Row]) -> float:
 def best_rates(
     rows: int, bare: Callable[[], float], ours: Callable[[], float]
 ) -> tuple[float, float]:
-    """Rows a second, the best of several rounds each, in turn: the machine isn't always the same."""
+    """Rows a second, each the best of several rounds, in turn: the machine changes under both."""
     rounds = [(bare(), ours()) for _ in range(ROUNDS)]
     return rows / min(b for b, _ in rounds), rows / min(o for _, o in rounds)
 
@@ -176,8 +176,8 @@ def main() -> None:
             lambda name=name, rows=rows: asyncio.run(sink_lines(name, rows)),  # type: ignore[misc]
         )
         goal = f"  (goal: {GOAL_POINTS:,})" if name == "mark_price" else ""
-        print(f"{name}, bare f-strings   {bare:>10,.0f} points/core-s")
-        print(f"{name}, to null InfluxDB {ours:>10,.0f} points/core-s{goal}")
+        print(f"{name:10} bare f-strings  {bare:>10,.0f} points/core-s")
+        print(f"{name:10} to no InfluxDB  {ours:>10,.0f} points/core-s{goal}")
         print(f"ratio                      {ours / bare:>10.2f}")
     rows = marks(COMMITS * COMMIT_ROWS)
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:

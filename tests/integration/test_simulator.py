@@ -79,11 +79,14 @@ async def test_all_marks_come_as_two_frames_a_second(
 
 
 async def test_a_closed_minute_is_the_truth_and_comes_once(
-    simulator: Simulator, session: ClientSession
+    session: ClientSession,
 ) -> None:
-    url = f"{simulator.ws_url}/market/stream?streams=btcusdt@kline_1m/btcusdt@kline_3m"
+    path = "/market/stream?streams=btcusdt@kline_1m/btcusdt@kline_3m"
     closed: list[Json] = []
-    async with session.ws_connect(url) as socket:
+    async with (
+        Simulator(clock=Clock(speed=300, start_ms=START_MS)) as simulator,
+        session.ws_connect(simulator.ws_url + path) as socket,
+    ):
         while len(closed) < 5:
             message = await receive(socket)
             if message["data"]["k"]["x"]:

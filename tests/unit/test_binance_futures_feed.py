@@ -175,6 +175,8 @@ async def test_a_bad_row_of_the_array_costs_only_itself() -> None:
         binance_kline(l="Infinity"),
         binance_kline(v="NaN"),
         binance_kline(q="-0.1"),
+        binance_kline(v="1E+400"),
+        binance_kline(n=-1),
         binance_kline(t=MINUTE_MS + 1),
         binance_kline(x="perhaps"),
         binance_kline(event_ms=-1),
