@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import click
 import orjson
@@ -29,6 +29,15 @@ from readers.values import Funding, Mark, Reading
 NOT_FRESH, WRONG_USE, NOT_THERE = 1, 2, 3
 
 V = TypeVar("V", bound=Reading)
+
+
+class _NotThere(click.ClickException):
+    """Something outside the platform's error tree is missing."""
+
+    exit_code = NOT_THERE
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"readers: {self.message}", err=True)
 
 
 class _Commands(click.Group):
@@ -165,9 +174,16 @@ def mark(
 @_config_option
 def serve(config_path: Path | None) -> None:
     """Serve the same over HTTP, with a status page, until SIGTERM or Ctrl-C."""
-    from readers.api.server import run_server
-
-    run_server(load_config(config_path))
+    settings = load_config(config_path)
+    try:
+        from readers.api.server import run_server
+    except ImportError as error:
+        raise _NotThere(f"{error.name} is not installed; the extra `api` brings it") from None
+    try:
+        run_server(settings)
+    except OSError as error:
+        address = f"{settings.api.host}:{settings.api.port}"
+        raise _NotThere(f"{address} can't be bound: {error.strerror}") from None
 
 
 def _age(any_age: bool) -> MaxAge:

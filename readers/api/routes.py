@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
+from pydantic import Field
+from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, Response
 
 from marketdata.errors import MarketDataError, StaleData, StoreRefused, StoreUnavailable
@@ -22,10 +24,13 @@ from readers.api.health import channel_health, platform_health
 from readers.api.page import status_page
 from readers.client import MarketData
 from readers.deadlines import Deadline, MaxAge
+from readers.timeframes import Timeframe
 from readers.values import Funding, Mark
 
 MAX_CANDLES = 5_000
 MAX_SYMBOLS = 500
+
+_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 open_routes = APIRouter()
 """What needs no token: a load balancer has none."""
@@ -42,16 +47,34 @@ def _settings(request: Request) -> Settings:
     return settings
 
 
-def _max_age(max_age: Annotated[float, Query(ge=0)] | Literal["any"] | None = None) -> MaxAge:
+def _max_age(max_age: _Seconds | Literal["any"] | None = None) -> MaxAge:
     """Seconds, `any`, or the channel's own deadline where it is left out."""
     if max_age is None:
         return Deadline.OF_CHANNEL
     return None if max_age == "any" else max_age
 
 
+def _timeframe(timeframe: str = "3m") -> str:
+    try:
+        Timeframe.parse(timeframe)
+    except ValueError as error:
+        raise HTTPException(422, str(error)) from None
+    return timeframe
+
+
+def _symbols(symbols: str) -> list[str]:
+    """Several, separated by commas."""
+    asked = list(dict.fromkeys(symbol for symbol in symbols.split(",") if symbol))
+    if not 1 <= len(asked) <= MAX_SYMBOLS:
+        raise HTTPException(422, f"symbols: {len(asked)} are named; valid: 1 to {MAX_SYMBOLS}")
+    return asked
+
+
 Data = Annotated[MarketData, Depends(_data)]
 Config = Annotated[Settings, Depends(_settings)]
 Age = Annotated[MaxAge, Depends(_max_age)]
+Symbols = Annotated[list[str], Depends(_symbols)]
+TimeframeName = Annotated[str, Depends(_timeframe)]
 Exchange = str | None
 
 
@@ -64,14 +87,13 @@ def funding_health(data: Data, config: Config, exchange: Exchange = None) -> Res
 
 
 @routes.get("/funding/batch")
-def funding_batch(data: Data, symbols: str, max_age: Age, exchange: Exchange = None) -> Response:
+def funding_batch(
+    data: Data, symbols: Symbols, max_age: Age, exchange: Exchange = None
+) -> Response:
     """Funding of several symbols, separated by commas: `data` and `errors` by symbol."""
-    asked = list(dict.fromkeys(symbol for symbol in symbols.split(",") if symbol))
-    if not 1 <= len(asked) <= MAX_SYMBOLS:
-        raise ValueError(f"symbols names {len(asked)}; valid: 1 to {MAX_SYMBOLS}, with commas")
     found: dict[str, Any] = {}
     errors: dict[str, Any] = {}
-    for symbol in asked:
+    for symbol in symbols:
         try:
             found[symbol] = _funding(data, symbol, exchange, max_age)
         except (StoreUnavailable, StoreRefused):
@@ -108,9 +130,9 @@ def ohlcv(
     data: Data,
     config: Config,
     symbol: str,
+    timeframe: TimeframeName,
     max_age: Age,
     exchange: Exchange = None,
-    timeframe: str = "3m",
     limit: Annotated[int, Query(ge=1, le=MAX_CANDLES)] = 200,
 ) -> Response:
     """The newest closed candles, ascending."""

@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import socket
 import sys
 
-import structlog
 import uvicorn
 
-from marketdata.errors import StoreUnavailable
 from marketdata.settings import Settings
 from readers.api.app import create_app
 from readers.client import MarketData
 
-log = structlog.get_logger()
+_SHUTDOWN_S = 5
+"""How long requests that are under way may take when the server is to stop."""
 
-_BACKLOG = 128
-_GRACE_S = 5
+
+def run_server(settings: Settings) -> None:
+    """Serve `settings.api`.
+
+    Raises
+    ------
+    OSError
+        The address can't be bound.
+    """
+    host, port = settings.api.host, settings.api.port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with (
+        socket.create_server((host, port), family=family) as listener,
+        MarketData(settings=settings) as data,
+    ):
+        config = uvicorn.Config(
+            create_app(settings, data),
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=_SHUTDOWN_S,
+        )
+        # When uvicorn has shut down it raises the signal again, for whoever was there before.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: sys.exit(0))
+        uvicorn.Server(config).run(sockets=[listener])

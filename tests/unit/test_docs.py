@@ -114,7 +114,10 @@ def test_the_tree_of_errors_is_that_of_the_module() -> None:
 
 def commands(group: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
     if isinstance(group, click.Group):
-        for below, command in group.commands.items():
+        context = click.Context(group)
+        for below in group.list_commands(context):
+            command = group.get_command(context, below)
+            assert command is not None
             yield from commands(command, f"{name} {below}")
     else:
         yield name, group

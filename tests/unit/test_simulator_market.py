@@ -304,6 +304,20 @@ def test_linear_tickers_are_a_snapshot_and_what_changed_since() -> None:
     assert merged == {"symbol": "BTCUSDT", **streams.ticker(topic.contract, T0 + 60_000)}
 
 
+def test_the_cadence_of_pushes_is_a_setting() -> None:
+    pulses = range(T0 + 250, T0 + 30_001, 250)
+    slower = BinanceStreams(MARKET, kline_push_ms=1_000)
+    stream = slower.find("btcusdt@kline_1m")
+    assert stream is not None
+    pushed = {at_ms for at_ms in pulses for _ in slower.due(stream, at_ms)}
+    assert len(pushed) > 10
+    assert all(at_ms % 1_000 == 0 for at_ms in pushed)
+    faster = BybitStreams(MARKET, "linear", ticker_push_ms=250)
+    topic = faster.find("tickers.BTCUSDT")
+    pushed = {at_ms for at_ms in pulses for _ in faster.due(topic, at_ms)}
+    assert {at_ms % 1_000 for at_ms in pushed} == {0, 250, 500, 750}
+
+
 def _data(message: dict[str, object]) -> dict[str, object]:
     data = message["data"]
     assert isinstance(data, dict)
