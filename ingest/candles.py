@@ -110,7 +110,7 @@ def build_candle(minutes: Sequence[Kline], revision: int = 0) -> Ohlcv:
 
 
 def _stored_minute(row: Ohlcv) -> Kline:
-    # The event time of a stored row is unknown; zero lets any later statement of the exchange count.
+    # A stored row has no event time; zero lets any later statement of the exchange count.
     quote = None if row.quote_volume is None else Decimal(repr(row.quote_volume))
     return Kline(
         row.exchange, row.symbol, row.time, row.open, row.high, row.low, row.close,

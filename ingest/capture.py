@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -48,19 +48,26 @@ class Capture:
         return heapq.merge(*streams, key=lambda frame: frame.received_ms)
 
 
-def open_capture(folder: Path, exchange: str) -> Capture:
-    """Find a capture's files.
+def open_captures(folder: Path, exchanges: Iterable[str]) -> list[Capture]:
+    """The captures of a folder, by exchange.
 
     Raises
     ------
     ConfigError
-        The folder has no frames of the exchange, or a file that can't be read as a capture.
+        The folder has frames of none of the exchanges, or a file that is no capture.
     """
+    known = list(exchanges)
+    captures = [_open(folder, exchange) for exchange in known]
+    found = [capture for capture in captures if capture.connections]
+    if not found:
+        raise _unusable(folder, "no frames", f"EXCHANGE.ws.N.M, of {', '.join(known)}")
+    return found
+
+
+def _open(folder: Path, exchange: str) -> Capture:
     connections: dict[str, list[Path]] = {}
     for path in sorted(folder.glob(f"{exchange}.ws.*"), key=_part):
         connections.setdefault(path.name.rpartition(".")[0], []).append(path)
-    if not connections:
-        raise _unusable(folder, "no frames", f"files named {exchange}.ws.N.M")
     answers: dict[str, object] = {}
     for path in sorted(folder.glob(f"{exchange}.[0-9]*"), key=_part):
         for line in path.read_text(encoding="utf-8").splitlines():

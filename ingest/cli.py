@@ -125,8 +125,8 @@ def run(config_path: Path | None, log_level: str) -> None:
 @config_option
 def check(config_path: Path | None) -> None:
     """Validate the configuration and print the connection plan; touches nothing."""
-    from ingest.display import plan_view
     from ingest.collector import plan_without_connecting
+    from ingest.display import plan_view
 
     settings = load_config(config_path)
     lanes, notes = plan_without_connecting(settings)

@@ -1,4 +1,4 @@
-"""The service's clock: passed in wherever time matters, so that a test can run an hour in a minute."""
+"""The clock that is passed in wherever time matters: a test may run an hour in a minute."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Everything of one exchange: its markets, the feed that streams them, the repair that completes them.
+"""Everything of one exchange: its markets, the feed that streams them, the repair behind it.
 
-A change of pairs starts a second feed beside the running one, waits for its data, and only then ends
-the first; what both deliver in between is the same minute twice, which changes nothing.
+A change of pairs starts a second feed beside the running one, waits for its data, and only then
+ends the first; what both deliver in between is the same minute twice, which changes nothing.
 """
 
 from __future__ import annotations
@@ -72,9 +72,7 @@ class Collector:
         self._adapter = EXCHANGES[exchange]
         proxy = settings.http_proxy
         self._proxy = None if proxy is None else proxy.get_secret_value()
-        self._rest = self._adapter.rest(
-            parts.budgets, parts.clock, settings.rest_url, self._proxy
-        )
+        self._rest = self._adapter.rest(parts.budgets, parts.clock, settings.rest_url, self._proxy)
         self._catalogues = Catalogues(parts.folder / "markets", [self._rest], parts.clock)
         self._repairer = Repairer(
             exchange,
@@ -214,9 +212,7 @@ class Collector:
         handler.feeds.remove(feed)
         await feed.shutdown()
 
-    async def _swap(
-        self, handler: FeedHandler, old: SupervisedFeed, selection: Selection
-    ) -> None:
+    async def _swap(self, handler: FeedHandler, old: SupervisedFeed, selection: Selection) -> None:
         """Replace the running feed by one of other pairs, without a hole for those that stay."""
         gone = self._markets.keys() - selection.markets.keys()
         new = self._start(handler, selection.markets)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from ingest.launch import Part, command_of
+from ingest.processes import Part, command_of
 from ingest.simulator.universe import universe
 
 BINANCE_PAIRS = 130
@@ -40,7 +40,12 @@ def prepare_demo(folder: Path, now_ms: int) -> Demo:
     config = _config(now_ms, simulator, monitor, api, redis if server is not None else None)
     config_path.write_text(yaml.safe_dump(config, allow_unicode=True, sort_keys=False), "utf-8")
     parts = [
-        Part("simulator", command_of("ingest", "simulate", "--port", str(simulator)), folder / "simulator.log", {}),
+        Part(
+            "simulator",
+            command_of("ingest", "simulate", "--port", str(simulator)),
+            folder / "simulator.log",
+            {},
+        ),
     ]
     notes = [f"simulator at http://127.0.0.1:{simulator}/sim (faults: docs/simulator.md)"]
     if server is not None:
@@ -87,7 +92,11 @@ def _config(
 def _pairs(now_ms: int, exchange: str, kind: str, count: int) -> list[str]:
     pairs = []
     for contract in universe(now_ms):
-        if contract.exchange == exchange and contract.kind == kind and contract.status != "SETTLING":
+        if (
+            contract.exchange == exchange
+            and contract.kind == kind
+            and contract.status != "SETTLING"
+        ):
             settled = "" if contract.settle is None else f":{contract.settle}"
             pairs.append(f"{contract.base}/{contract.quote}{settled}")
     return list(dict.fromkeys(pairs))[:count]

@@ -12,7 +12,7 @@ class Kline(NamedTuple):
     """One statement of an exchange about one minute of a pair.
 
     Volumes are exact decimals in base (quote) units, because a 3-minute candle sums them before it
-    rounds. `event_ms` is the exchange's time of the statement: of two that differ, the later counts.
+    rounds. `event_ms` is the exchange's time of the statement: of two that differ the later counts.
     """
 
     exchange: str

@@ -46,7 +46,9 @@ def _exchange_metrics(status: Mapping[str, Any]) -> Iterator[Metric]:
         "ingest_channels", "Pairs' channels by state", labels=["exchange", "channel", "state"]
     )
     ages = GaugeMetricFamily(
-        "ingest_oldest_event_age_ms", "Age of the oldest newest event", labels=["exchange", "channel"]
+        "ingest_oldest_event_age_ms",
+        "Age of the oldest newest event",
+        labels=["exchange", "channel"],
     )
     connections = GaugeMetricFamily(
         "ingest_connections", "Connections by state", labels=["exchange", "state"]

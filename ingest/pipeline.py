@@ -80,7 +80,7 @@ class Pipeline:
             await self._store(rows)
 
     async def step(self) -> None:
-        """Commit what has arrived, and the ticks whose window is over, whether or not others come."""
+        """Commit what has arrived, and the ticks whose window is over."""
         async with self._commit:
             rows = self._fold(self._inbox.drain())
             _add_ticks(rows, self._thinner.due(self._clock.now_ms()))
@@ -144,7 +144,6 @@ class Pipeline:
         candles = [row for row in batch.get("ohlcv_3m", ()) if isinstance(row, Ohlcv)]
         for listener in self._listeners if candles else ():
             listener(candles)
-
 
     async def _append(self, batch: Batch) -> None:
         # Meanwhile the inbox fills up to its bound; what it then drops, repair brings back.

@@ -35,7 +35,7 @@ async def record_capture(
     ExchangeUnavailable
         An exchange's metadata can't be had.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
     files = AsyncFileCallback(str(folder), length=LINES_BUFFERED)
     Connection.raw_data_callback = files
     handler = FeedHandler(config={"log": {"disabled": True}, "uvloop": False})
@@ -68,7 +68,9 @@ async def _start(
     try:
         metadata = await rest.catalogue()
         catalogue = rest.markets(metadata)
-        selection = select(exchange, await resolve(wanted.pairs, catalogue, rest, redis_url), catalogue)
+        selection = select(
+            exchange, await resolve(wanted.pairs, catalogue, rest, redis_url), catalogue
+        )
     finally:
         await rest.close()
     # A replay needs the names that the frames mean.

@@ -1,4 +1,4 @@
-"""Missing minutes, fetched by REST: those of the past at the start, the others seconds after their close.
+"""Missing minutes, fetched by REST: past ones at the start, others seconds after their close.
 
 One repairer serves one exchange. It looks each second for minutes that should have closed and
 aren't there, newest first, and asks the exchange for whole candles. What the answer doesn't hold:
@@ -250,7 +250,9 @@ class Repairer:
         missing = [t for t in range(hole.start_ms, hole.end_ms, MINUTE_MS) if t not in there]
         filled = await self._fill(followed, missing, there, server_ms) if missing else []
         await self._pipeline.repair(key, klines + filled, minutes, candles)
-        followed.done |= {k.minute_ms for k in klines + filled if k.minute_ms >= followed.complete_ms}
+        followed.done |= {
+            k.minute_ms for k in klines + filled if k.minute_ms >= followed.complete_ms
+        }
         self.counts.repaired += len(new)
         self.counts.synthetic += len(filled)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ingest.backends import InboxBackend
 from ingest.budget import Budgets
-from ingest.capture import Capture, open_capture
+from ingest.capture import Capture, open_captures
 from ingest.clock import Clock
 from ingest.connection import FeedConnection
 from ingest.exchanges import EXCHANGES
@@ -52,14 +52,7 @@ async def replay_capture(folder: Path, store: Path) -> dict[str, Mapping[str, in
     ConfigError
         The folder holds no capture of an exchange that is known here.
     """
-    captures = []
-    for exchange in EXCHANGES:
-        if any(folder.glob(f"{exchange}.ws.*")):
-            captures.append(open_capture(folder, exchange))
-    if not captures:
-        known = ", ".join(EXCHANGES)
-        fault = Fault(str(folder), None, "no capture", f"files of one of: {known}")
-        raise ConfigError("the capture", [fault])
+    captures = open_captures(folder, EXCHANGES)
     sink = SqliteSink(store)
     outbox = await Outbox.open(store.with_name(f"{store.name}.outbox"), OUTBOX_BYTES)
     try:
@@ -113,7 +106,9 @@ def _feed(capture: Capture, inbox: Inbox, clock: Clock) -> SupervisedFeed:
             except BadMessage:
                 continue  # something else that REST said
     if catalogue is None:
-        fault = Fault(f"{capture.exchange}.0", None, "no metadata", "the exchange's list of markets")
+        fault = Fault(
+            f"{capture.exchange}.0", None, "no metadata", "the exchange's list of markets"
+        )
         raise ConfigError("the capture", [fault])
     markets: list[Market] = list(catalogue.markets)
     backend = InboxBackend(inbox)

@@ -1,18 +1,18 @@
 """The service: every part, every task, and the order in which they start and end.
 
 Start: outbox, sinks, metadata, plan, then feeds and repair. End (SIGTERM): feeds first, so that
-nothing more comes in; what has come is committed to the outbox; the outbox drains for a while. What
-the store hasn't taken by then stays on disk for the next start.
+nothing more comes in; what has come is committed to the outbox; the outbox drains for a while.
+What the store hasn't taken by then stays on disk for the next start.
 
-Each task handles the errors that it expects, by type. Any other error ends the service: a fresh start
-from the outbox is safer than half a service.
+Each task handles the errors that it expects, by type. Any other error ends the service: a fresh
+start from the outbox is safer than half a service.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ from readers.sources import open_source
 log = structlog.get_logger()
 
 PREPARE_S = 20.0
-"""How long the start waits for the exchanges' metadata before it goes on with those that have it."""
+"""How long the start waits for exchanges' metadata before it goes on with those that have it."""
 DRAIN_S = 10.0
 HOT_PERIOD_S = {"sqlite": 1.0, "redis": 0.25}
 EXPIRE_PERIOD_S = 600.0
@@ -113,8 +113,8 @@ class Service:
                 runner = await serve_monitor(self.status, monitor.host, monitor.port)
             except OSError as error:
                 raise StoreUnavailable(
-                    f"the monitor can't listen on {monitor.host}:{monitor.port} ({error.strerror}); "
-                    "another service may run there: end it, or set monitor.port"
+                    f"the monitor can't listen on {monitor.host}:{monitor.port}: {error.strerror};"
+                    " another service may run there: end it, or set monitor.port"
                 ) from error
             stack.push_async_callback(runner.cleanup)
             async with asyncio.TaskGroup() as tasks, self._collecting(tasks):
@@ -228,7 +228,9 @@ class Service:
             await self._pipeline.finish()
             if not await self._delivery.drain(DRAIN_S):
                 depth = self._outbox.depth()
-                log.warning("outbox_not_drained", rows=depth.rows, kept=str(self._settings.outbox.path))
+                log.warning(
+                    "outbox_not_drained", rows=depth.rows, kept=str(self._settings.outbox.path)
+                )
             await _end(storing[:1] + serving)
 
     async def _follow_configuration(self) -> None:

@@ -1,7 +1,7 @@
 """The service's state as `/status` and `ingest status --json` give it.
 
-Shapes are those of the configuration's names: exchanges → connections and pairs → channels. Ages are
-in milliseconds; a channel's age is judged by its own newest event.
+Names are those of the configuration: exchanges → connections, and pairs → channels. Ages are in
+milliseconds; a channel's age is judged by its own newest event.
 """
 
 from __future__ import annotations

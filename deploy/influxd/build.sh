@@ -52,11 +52,13 @@ Name: flux
 Description: the Flux engine
 Version: $(go list -m -f '{{.Version}}' github.com/influxdata/flux | sed 's/^v//')
 Cflags: -I$flux/libflux/include
-Libs: -L$work/lib -lflux -ldl -lpthread -lm
+Libs: -lflux -ldl -lpthread -lm
 PC
 
+# Go's cache remembers what pkg-config said but looks at CGO_LDFLAGS anew: the folder goes there, or
+# the next build would link against one that is gone.
 echo "influxd 3/3: the server" >&2
-PKG_CONFIG_PATH="$work/lib" CGO_ENABLED=1 go build -trimpath \
+PKG_CONFIG_PATH="$work/lib" CGO_ENABLED=1 CGO_LDFLAGS="-O2 -g -L$work/lib" go build -trimpath \
   -tags sqlite_foreign_keys,sqlite_json -ldflags "-s -w -X main.version=v2.9.1" \
   -o "$work/influxd" github.com/influxdata/influxdb/v2/cmd/influxd
 

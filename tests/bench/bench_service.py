@@ -19,7 +19,7 @@ from pathlib import Path
 import yaml
 
 from ingest.demo import prepare_demo
-from ingest.launch import command_of
+from ingest.processes import command_of
 
 SECONDS = 60.0
 GOAL_CPU = 0.15
@@ -30,7 +30,7 @@ READY_S = 90.0
 def status(port: int) -> dict[str, object] | None:
     """The service's state; None while it doesn't answer."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=2) as answer:  # noqa: S310
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=2) as answer:
             found: dict[str, object] = json.load(answer)
             return found
     except OSError:

@@ -123,7 +123,9 @@ def test_a_changed_file_is_followed_and_a_bad_one_is_not(config):
         path.write_text("exchanges: {NOWHERE: {pairs: [A/B]}}", "utf-8")
         service.send_signal(signal.SIGHUP)
         line = eventually_sync(
-            lambda: next((li for li in service.stderr if "reload_refused" in li), None), 30, "a log line"
+            lambda: next((li for li in service.stderr if "reload_refused" in li), None),
+            30,
+            "a log line",
         )
         assert "NOWHERE" in line
         assert pairs() == {"ETH/USDT:USDT"}

@@ -120,7 +120,9 @@ async def test_a_silent_connection_is_replaced_and_nothing_is_missing(
         since_ms = next_candle_ms(simulator.clock)
         simulator.inject(Silence(exchange="BINANCE_FUTURES", seconds=30))
         await eventually(
-            lambda: service.status()["exchanges"]["BINANCE_FUTURES"]["connections"][0]["reconnects"],
+            lambda: service.status()["exchanges"]["BINANCE_FUTURES"]["connections"][0][
+                "reconnects"
+            ],
             30,
             "another connection",
         )

@@ -25,7 +25,7 @@ recorded = pytest.mark.skipif(
 
 def table(store, name):
     with sqlite3.connect(store) as connection:
-        rows = pd.read_sql_query(f"select * from {name} order by symbol, time", connection)  # noqa: S608
+        rows = pd.read_sql_query(f"select * from {name} order by symbol, time", connection)
     connection.close()
     return rows
 
@@ -106,7 +106,11 @@ def test_candles_of_real_minutes_equal_a_resample_by_pandas():
     expected = traded.resample("3min").agg(rules).dropna()
     whole = minutes.set_index("date")["open"].resample("3min").count()
     expected = expected[whole.reindex(expected.index) == 3]
-    mine = pd.DataFrame([c for c in book.candles.values() if c.volume > 0]).set_index("time").sort_index()
+    mine = (
+        pd.DataFrame([c for c in book.candles.values() if c.volume > 0])
+        .set_index("time")
+        .sort_index()
+    )
     assert list(mine.index) == list(expected.index.astype("datetime64[ms, UTC]").astype("int64"))
     for column in ("open", "high", "low", "close"):
         assert (mine[column].to_numpy() == expected[column].to_numpy()).all()
@@ -116,7 +120,10 @@ def test_candles_of_real_minutes_equal_a_resample_by_pandas():
 
 @pytest.mark.leaks  # aiofile, under cryptofeed's file callback, keeps its kernel context for good
 async def test_a_recorded_run_replays_to_the_candles_of_the_market(tmp_path):
-    pairs = {"BINANCE_FUTURES": ["BTC/USDT:USDT", "币安人生/USDT:USDT"], "BYBIT": ["BTC/USDT:USDT", "BTC/USDT"]}
+    pairs = {
+        "BINANCE_FUTURES": ["BTC/USDT:USDT", "币安人生/USDT:USDT"],
+        "BYBIT": ["BTC/USDT:USDT", "BTC/USDT"],
+    }
     async with fast_simulator() as simulator:
         settings = configuration(simulator, tmp_path, 9, pairs=pairs)
         await record_capture(settings, simulator.clock, tmp_path / "raw", asyncio.Event(), 500.0)

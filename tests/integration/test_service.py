@@ -63,8 +63,10 @@ async def test_funding_and_marks_mean_what_the_exchange_means(simulator, tmp_pat
     settings = configuration(simulator, tmp_path, free_port)
     async with running(settings, simulator.clock):
         await eventually(
-            lambda: stored(settings, "funding_rate", "BYBIT", "BTC/USDT:USDT")
-            and stored(settings, "funding_rate", "BINANCE_FUTURES", "XAU/USDT:USDT"),
+            lambda: (
+                stored(settings, "funding_rate", "BYBIT", "BTC/USDT:USDT")
+                and stored(settings, "funding_rate", "BINANCE_FUTURES", "XAU/USDT:USDT")
+            ),
             30,
             "funding of both exchanges",
         )
@@ -90,8 +92,10 @@ async def test_pairs_follow_the_configuration_without_a_restart(simulator, tmp_p
     async with running(settings, simulator.clock, reload=lambda: changed) as service:
         service.reconcile_soon()
         await eventually(
-            lambda: set(service.status()["exchanges"]["BYBIT"]["pairs"])
-            == {"BTC/USDT:USDT", "SOL/USDT:USDT"},
+            lambda: (
+                set(service.status()["exchanges"]["BYBIT"]["pairs"])
+                == {"BTC/USDT:USDT", "SOL/USDT:USDT"}
+            ),
             30,
             "the new pairs",
         )

@@ -44,7 +44,9 @@ async def test_readers_give_equal_answers_on_both_stores(
             frames = []
             for settings in (embedded, servers):
                 data = MarketData(settings=settings)
-                frames.append(data.get_ohlcv(pair, "3m", exchange=exchange, limit=500, max_age=None))
+                frames.append(
+                    data.get_ohlcv(pair, "3m", exchange=exchange, limit=500, max_age=None)
+                )
                 data.close()
             both = set(frames[0]["date"]) & set(frames[1]["date"])
             assert len(both) >= 5

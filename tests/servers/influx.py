@@ -85,9 +85,7 @@ class InfluxServer(ServerProcess):
         """Make a bucket that nobody else uses and return its name; 0 keeps for ever."""
         name = f"bucket_{next(self._bucket_numbers)}"
         rules = [{"type": "expire", "everySeconds": retention_s}] if retention_s else []
-        self.request(
-            "POST", "/api/v2/buckets", orgID=self._org_id, name=name, retentionRules=rules
-        )
+        self.request("POST", "/api/v2/buckets", orgID=self._org_id, name=name, retentionRules=rules)
         return name
 
     def new_token(self, bucket: str, *, write: bool) -> str:

@@ -28,7 +28,9 @@ def whole_minutes(draw):
         low, price, high = sorted(draw(st.tuples(prices, prices, prices)))
         volume = draw(volumes)
         klines.append(
-            minute(n, price, volume=str(volume), trades=int(volume > 0), high=high)._replace(low=low)
+            minute(n, price, volume=str(volume), trades=int(volume > 0), high=high)._replace(
+                low=low
+            )
         )
     return klines
 
@@ -51,7 +53,9 @@ def test_any_order_and_any_duplication_of_the_same_minutes_gives_the_same_candle
 
 @given(st.permutations(range(4)))
 def test_of_differing_statements_the_later_one_counts_whatever_the_order(order):
-    statements = [minute(0, price, event_ms=START_MS + n) for n, price in enumerate((1.0, 2.0, 3.0))]
+    statements = [
+        minute(0, price, event_ms=START_MS + n) for n, price in enumerate((1.0, 2.0, 3.0))
+    ]
     statements.append(synthetic_minute("BYBIT", "BTC/USDT:USDT", START_MS, 9.0))
     book = CandleBook()
     for n in order:
@@ -61,7 +65,9 @@ def test_of_differing_statements_the_later_one_counts_whatever_the_order(order):
 
 def test_synthetic_minutes_follow_the_close_before_them_in_any_order():
     first = minute(0, 7.0)
-    empty = [synthetic_minute("BYBIT", "BTC/USDT:USDT", START_MS + n * MINUTE_MS, 1.0) for n in (1, 2)]
+    empty = [
+        synthetic_minute("BYBIT", "BTC/USDT:USDT", START_MS + n * MINUTE_MS, 1.0) for n in (1, 2)
+    ]
     one, other = CandleBook(), CandleBook()
     for kline in (first, *empty):
         one.apply([kline])
@@ -79,7 +85,9 @@ def test_a_candle_waits_for_its_three_minutes():
 
 def test_volumes_are_summed_as_decimals_before_they_are_rounded():
     book = CandleBook()
-    (candle,) = book.apply([minute(0, volume="0.1"), minute(1, volume="0.2"), minute(2, volume="0.3")]).candles
+    (candle,) = book.apply(
+        [minute(0, volume="0.1"), minute(1, volume="0.2"), minute(2, volume="0.3")]
+    ).candles
     assert candle.volume == 0.6
     assert 0.1 + 0.2 + 0.3 != 0.6
 
@@ -87,7 +95,9 @@ def test_volumes_are_summed_as_decimals_before_they_are_rounded():
 def test_a_revised_minute_rewrites_the_candle_and_raises_the_revision_once():
     book = CandleBook()
     book.apply([minute(n) for n in range(3)])
-    changes = book.apply([minute(1, 100.0, high=105.0, source="rest", event_ms=START_MS + CANDLE_MS)])
+    changes = book.apply(
+        [minute(1, 100.0, high=105.0, source="rest", event_ms=START_MS + CANDLE_MS)]
+    )
     assert [(row.revision, row.source) for row in changes.minutes] == [(1, "rest")]
     assert [(row.revision, row.high, row.source) for row in changes.candles] == [(1, 105.0, "rest")]
     assert book.apply([minute(1, 100.0, high=105.0, source="rest")]) == ([], [])

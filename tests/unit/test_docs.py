@@ -168,7 +168,7 @@ def test_every_metric_is_documented() -> None:
 
 def test_every_route_is_documented() -> None:
     found = {
-        text
+        text.replace(":path}", "}")
         for path in modules(*SERVERS)
         for name, text in calls(path)
         if name in {"get", "post", "route", "add_route", "Route"} and text.startswith("/")

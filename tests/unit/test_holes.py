@@ -1,3 +1,5 @@
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,13 +18,15 @@ def test_holes_are_exactly_what_is_missing(present):
     holes = find_holes(present, 0, 300 * MINUTE_MS)
     expected = [n * MINUTE_MS for n in range(300) if n * MINUTE_MS not in present]
     assert covered(holes) == expected
-    assert all(one.end_ms < other.start_ms for one, other in zip(holes, holes[1:], strict=False))
+    assert all(one.end_ms < other.start_ms for one, other in itertools.pairwise(holes))
 
 
 @given(minutes, st.integers(3, 120))
 def test_merged_and_split_holes_cover_every_missing_minute_in_calls_that_fit(present, max_minutes):
     holes = find_holes(present, 0, 300 * MINUTE_MS)
-    calls = [part for hole in merge_holes(holes, max_minutes) for part in split_hole(hole, max_minutes)]
+    calls = [
+        part for hole in merge_holes(holes, max_minutes) for part in split_hole(hole, max_minutes)
+    ]
     assert set(covered(holes)) <= set(covered(calls))
     assert all(0 < call.minutes <= max_minutes for call in calls)
     assert len(calls) <= sum(len(list(split_hole(hole, max_minutes))) for hole in holes)

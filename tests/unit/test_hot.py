@@ -8,7 +8,9 @@ KEY = ("BYBIT", "BTC/USDT:USDT")
 
 
 def kline(event_ms, close, *, closed=False, minute_ms=60_000):
-    return Kline(*KEY, minute_ms, 1.0, 9.0, 1.0, close, Decimal("0.5"), None, None, closed, event_ms)
+    return Kline(
+        *KEY, minute_ms, 1.0, 9.0, 1.0, close, Decimal("0.5"), None, None, closed, event_ms
+    )
 
 
 def test_every_channel_fills_its_own_columns():
@@ -19,7 +21,11 @@ def test_every_channel_fills_its_own_columns():
     hot.put(kline(1_003, 5.2), 1_013)
     last = hot.get(KEY)
     assert (last.mark_price, last.index_price, last.mark_event_ms) == (5.0, 4.9, 1_000)
-    assert (last.funding_rate, last.next_funding_ms, last.interval_hours) == (0.0001, 28_800_000, 8.0)
+    assert (last.funding_rate, last.next_funding_ms, last.interval_hours) == (
+        0.0001,
+        28_800_000,
+        8.0,
+    )
     assert (last.price, last.price_event_ms) == (5.1, 1_002)
     assert (last.minute_ms, last.close, last.volume, last.trades) == (60_000, 5.2, 0.5, None)
     assert (last.received_ms, last.seq) == (1_013, 4)
