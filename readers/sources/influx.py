@@ -51,6 +51,7 @@ _LAST_COLUMNS: Final = {
 }
 """Which column of a tick is which of `Last`."""
 
+_LAST_MS: Final = 9_223_372_036_853
 _LAST_BY_NAME: Final = {column.name: column for column in LAST.columns}
 
 _Value = float | int | str | None
@@ -221,7 +222,8 @@ def _select(names: Iterable[str], measurement: str) -> str:
 
 
 def _within(start_ms: int, end_ms: int) -> str:
-    return f"AND time >= {start_ms}ms AND time < {end_ms}ms"
+    # The server counts in nanoseconds, and a time beyond its range wraps around without a word.
+    return f"AND time >= {max(start_ms, -_LAST_MS)}ms AND time < {min(end_ms, _LAST_MS)}ms"
 
 
 def _cast(value: _Value, column: Column) -> _Value:
