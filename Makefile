@@ -24,8 +24,9 @@ test: .venv/installed ## all tests, on a real Redis and a real InfluxDB where th
 
 venv: .venv/installed ## .venv with everything: service, readers, tools
 
-lint: .venv/installed ## ruff and mypy
+lint: .venv/installed ## ruff (style, format) and mypy
 	$(PYTHON_BIN)/ruff check .
+	$(PYTHON_BIN)/ruff format --check marketdata ingest readers tests
 	$(PYTHON_BIN)/mypy
 
 bench: .venv/installed ## the figures of the README, as ratios to a bare limit

@@ -7,6 +7,8 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Final, Generic, TypeVar
 
+TTL_MS: Final = 500
+"""Lifetime of what may change at any time."""
 GRACE_MS: Final = 60_000
 """How long a value still answers after its lifetime, while nothing newer can be had."""
 

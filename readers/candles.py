@@ -9,7 +9,7 @@ from marketdata import keys
 from marketdata.errors import StoreUnavailable
 from marketdata.schema import Ohlcv
 from readers import frames
-from readers.cache import Cache
+from readers.cache import TTL_MS, Cache
 from readers.deadlines import candle_deadline_ms
 from readers.frames import OHLCV, Candles
 from readers.origins import Origins
@@ -18,7 +18,6 @@ from readers.timeframes import Timeframe
 if TYPE_CHECKING:
     import pandas as pd
 
-_TTL_MS: Final = 500
 _FRAMES_KEPT: Final = 512
 _BULK_ROWS: Final = 5_000
 """From here on a bulk read is faster than one in rows."""
@@ -93,9 +92,8 @@ class CandleReader:
         if timeframe.base != "ohlcv_3m" or wanted > keys.CANDLES_KEPT:
             return None
         rows = self._origins.ask_hot(lambda hot: hot.candles(exchange, pair, wanted))
-        if not rows or now_ms - rows[-1].time > timeframe.base_ms + candle_deadline_ms(
-            timeframe.base_ms
-        ):
+        oldest_ms = now_ms - timeframe.base_ms - candle_deadline_ms(timeframe.base_ms)
+        if not rows or rows[-1].time < oldest_ms:
             return None
         base = frames.from_rows(rows)
         built = frames.build(base, timeframe).tail(limit)
@@ -157,8 +155,8 @@ def _closed_before(base: Candles, timeframe: Timeframe) -> int:
 def _valid_until(found: FoundCandles, timeframe: Timeframe, now_ms: int) -> int:
     """Until the next candle closes, where nothing is missing that should be there by now."""
     if found.closed_ms is None or found.frame.attrs["filled"]:
-        return now_ms + _TTL_MS
-    return max(found.closed_ms + timeframe.base_ms, now_ms + _TTL_MS)
+        return now_ms + TTL_MS
+    return max(found.closed_ms + timeframe.base_ms, now_ms + TTL_MS)
 
 
 def _copy(found: FoundCandles) -> FoundCandles:

@@ -9,7 +9,6 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, overload
 
-from marketdata.errors import StaleData
 from marketdata.settings import Settings, Store
 from readers import frames
 from readers.deadlines import (
@@ -18,12 +17,11 @@ from readers.deadlines import (
     allowed_ms,
     candle_deadline_ms,
     stale,
-    value_deadline_ms,
 )
 from readers.process import Places, Process, choose_places, left_by_parents
 from readers.timeframes import Timeframe
 from readers.times import When, range_ms
-from readers.values import Funding, LastTrade, Mark, Reading
+from readers.values import Funding, LastTrade, Mark, Reading, stale_value
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -238,7 +236,7 @@ class MarketData:
         if not fresh:
             newest = min(readings.values(), key=lambda funding: funding.age_ms, default=None)
             what = f"every funding rate of {self._named(exchange)}"
-            raise _stale(Funding, what, newest, max_age)
+            raise stale_value(Funding, what, newest, max_age)
         return fresh if with_source else {pair: funding.rate for pair, funding in fresh.items()}
 
     def get_funding_rate_history(
@@ -367,10 +365,10 @@ class MarketData:
         value = here.newest.read(kind, name, [symbol], now_ms).get(symbol)
         if value is None:
             here.book.require(name, symbol, now_ms)
-            raise _stale(kind, f"the {kind.name} of {name} {symbol}", None, max_age)
+            raise stale_value(kind, f"the {kind.name} of {name} {symbol}", None, max_age)
         reading = value.at(now_ms)
         if reading.age_ms > allowed_ms(max_age, reading.deadline_ms):
-            raise _stale(kind, f"the {kind.name} of {name} {symbol}", reading, max_age)
+            raise stale_value(kind, f"the {kind.name} of {name} {symbol}", reading, max_age)
         return reading
 
     def _here(self) -> Process:
@@ -393,9 +391,3 @@ class MarketData:
         if name is None:
             raise ValueError("no exchange is named: pass exchange=, here or to MarketData")
         return name
-
-
-def _stale(kind: type[V], what: str, reading: V | None, max_age: MaxAge) -> StaleData:
-    if reading is None:
-        return stale(what, None, max_age, value_deadline_ms(kind.channel, hot=True))
-    return stale(what, reading.age_ms, max_age, reading.deadline_ms)

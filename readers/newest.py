@@ -11,11 +11,10 @@ from typing import Final, TypeVar
 
 from marketdata.errors import StoreUnavailable
 from marketdata.schema import Last
-from readers.cache import Cache
+from readers.cache import TTL_MS, Cache
 from readers.origins import Origins
 from readers.values import Reading
 
-_TTL_MS: Final = 500
 _VALUES_KEPT: Final = 4_096
 
 V = TypeVar("V", bound=Reading)
@@ -50,7 +49,7 @@ class Newest:
                     raise
         for pair, value in found.items():
             key = (kind.channel, exchange, pair)
-            self._cache.put(key, value, valid_until_ms=now_ms + _TTL_MS)
+            self._cache.put(key, value, valid_until_ms=now_ms + TTL_MS)
         return cached | _later(found, kept)
 
     def _cached(

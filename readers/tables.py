@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -17,13 +18,13 @@ if TYPE_CHECKING:
 def number(value: float | None) -> str:
     """A price or volume, with the digits that it has.
 
-    >>> number(61000.5), number(1e-05), number(None), number(3.0)
-    ('61,000.5', '0.00001', '–', '3')
+    >>> number(93005.6), number(1e-05), number(None), number(3.0)
+    ('93,005.6', '0.00001', '–', '3')
     """
     if value is None:
         return "–"
-    text = f"{value:,.12f}".rstrip("0").rstrip(".")
-    return text if "." in text or abs(value) >= 1 or not value else f"{value:g}"
+    text = f"{Decimal(repr(value)):,f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def percent(rate: float | None) -> str:

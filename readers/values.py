@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
+from marketdata.errors import StaleData
 from marketdata.schema import Last
-from readers.deadlines import value_deadline_ms
+from readers.deadlines import MaxAge, stale, value_deadline_ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,3 +144,12 @@ class LastTrade(Reading):
             deadline_ms=value_deadline_ms(cls.channel, hot=hot),
             price=price,
         )
+
+
+def stale_value(
+    kind: type[Reading], what: str, reading: Reading | None, max_age: MaxAge
+) -> StaleData:
+    """The error for a reading (with its age) that is too old, or that there is none of."""
+    if reading is None:
+        return stale(what, None, max_age, value_deadline_ms(kind.channel, hot=True))
+    return stale(what, reading.age_ms, max_age, reading.deadline_ms)

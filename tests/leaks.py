@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.waiting import eventually, eventually_sync
 
-SETTLE_S = 3.0
+SETTLE_S = 10.0
 """How long what has been closed may take to be gone."""
 
 _FOR_THE_PROCESS = ("_run_safe_shutdown_loop", "pydantic", "asyncio_")

@@ -101,3 +101,8 @@ def candles_since(settings, since_ms, pairs=PAIRS):
         for exchange, some in pairs.items()
         for pair in some
     ]
+
+
+def every_pair_has_one(settings, since_ms):
+    """Whether each pair has a candle that opened since then."""
+    return all(candles_since(settings, since_ms))

@@ -127,7 +127,7 @@ def test_a_changed_file_is_followed_and_a_bad_one_is_not(config):
             30,
             "a log line",
         )
-        assert "NOWHERE" in line
+        assert "NOWHERE" in str(line)
         assert pairs() == {"ETH/USDT:USDT"}
 
 

@@ -148,7 +148,7 @@ def test_importing_it_reads_nothing_and_loads_no_library_of_size(tmp_path: Path)
     loaded = run_python(
         tmp_path,
         "import sys, readers; from readers import get_ohlcv, MarketData\n"
-        "import readers.sources.base\n"
+        "import readers.sources, readers.sources.sqlite\n"
         "print([n for n in ('pandas', 'pyarrow', 'redis', 'urllib3', 'cryptofeed', 'ingest')"
         " if n in sys.modules])",
         MARKETDATA_CONFIG="/nowhere/config.yaml",

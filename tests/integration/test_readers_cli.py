@@ -11,20 +11,28 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from marketdata.schema import CANDLE_MS
+from marketdata.schema import CANDLE_MS, Ohlcv
 from readers.cli import main
 from tests.stored import BTC, ETH, EXCHANGE, SqliteHome, candles, last_of
 
-NOW_MS = int(time.time() * 1000)
-CLOSE_MS = NOW_MS - NOW_MS % CANDLE_MS
+
+@pytest.fixture
+def now_ms() -> int:
+    """The shell has no other clock than the world's."""
+    return int(time.time() * 1000)
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> SqliteHome:
+def rows(now_ms: int) -> list[Ohlcv]:
+    return candles(BTC, now_ms - now_ms % CANDLE_MS - 50 * CANDLE_MS, 50)
+
+
+@pytest.fixture
+def home(tmp_path: Path, now_ms: int, rows: list[Ohlcv]) -> SqliteHome:
+    """Candles with a hole, and newest values of which one pair's are an hour old."""
     home = SqliteHome(tmp_path / "market_data.db")
-    rows = candles(BTC, CLOSE_MS - 50 * CANDLE_MS, 50)
     home.put({"ohlcv_3m": rows[:40] + rows[41:]})
-    home.put_last(last_of(BTC, NOW_MS), last_of(ETH, NOW_MS - 3_600_000))
+    home.put_last(last_of(BTC, now_ms), last_of(ETH, now_ms - 3_600_000))
     return home
 
 
@@ -50,16 +58,15 @@ def test_candles_are_a_table_for_people(config: Path) -> None:
     assert "149.1" in result.stdout
 
 
-def test_candles_are_exact_as_csv_and_as_json(config: Path) -> None:
-    rows = candles(BTC, CLOSE_MS - 50 * CANDLE_MS, 50)[-3:]
-    expected = [[row.open, row.high, row.low, row.close, row.volume] for row in rows]
+def test_candles_are_exact_as_csv_and_as_json(config: Path, rows: list[Ohlcv]) -> None:
+    expected = [list(row[3:8]) for row in rows[-3:]]
     text = run(config, "ohlcv", BTC, "--limit", "3", "--format", "csv").stdout
     header, *lines = csv.reader(io.StringIO(text))
     assert header == ["date", "open", "high", "low", "close", "volume"]
     assert [[float(value) for value in line[1:]] for line in lines] == expected
     records = json.loads(run(config, "ohlcv", BTC, "--limit", "3", "--format", "json").stdout)
     assert [list(record.values())[1:] for record in records] == expected
-    last_open = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(CLOSE_MS / 1000 - 180))
+    last_open = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(rows[-1].time / 1000))
     assert records[-1]["date"] == lines[-1][0] == last_open
 
 

@@ -110,10 +110,11 @@ def test_candles_of_real_minutes_equal_a_resample_by_pandas():
     minutes = pd.read_feather(RECORDED / "freqtrade_history" / "UNITTEST_BTC-1m.feather")
     open_ms = minutes["date"].astype("datetime64[ms, UTC]").astype("int64")
     book = CandleBook(horizon_ms=2**53)
-    for row, time_ms in zip(minutes.itertuples(index=False), open_ms, strict=True):
+    values = minutes[["open", "high", "low", "close", "volume"]].to_numpy().tolist()
+    for time_ms, (open_, high, low, close, volume) in zip(open_ms.tolist(), values, strict=True):
         kline = Kline(
-            "X", "UNITTEST/BTC", int(time_ms), row.open, row.high, row.low, row.close,
-            Decimal(repr(row.volume)), None, None, True, int(time_ms) + MINUTE_MS,
+            "X", "UNITTEST/BTC", time_ms, open_, high, low, close,
+            Decimal(repr(volume)), None, None, True, time_ms + MINUTE_MS,
         )  # fmt: skip
         book.apply([kline])
     traded = minutes[minutes["volume"] > 0].set_index("date")

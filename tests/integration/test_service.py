@@ -1,5 +1,7 @@
 """Two exchanges, every channel: what the simulator says is what the store holds."""
 
+from functools import partial
+
 import aiohttp
 import pytest
 
@@ -9,6 +11,7 @@ from tests.service import (
     assert_true,
     candles_since,
     configuration,
+    every_pair_has_one,
     fast_simulator,
     running,
     stored,
@@ -48,7 +51,7 @@ async def test_a_restart_leaves_no_hole_and_doubles_nothing(simulator, tmp_path,
         started_ms = simulator.clock.now_ms()
         async with running(settings, simulator.clock):
             await eventually(
-                lambda since=started_ms: all(candles_since(settings, since)),
+                partial(every_pair_has_one, settings, started_ms),
                 60,
                 "a new candle of every pair",
             )

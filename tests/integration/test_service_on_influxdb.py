@@ -1,10 +1,19 @@
 """The same service on InfluxDB and Redis as on SQLite: readers can't tell which."""
 
+from functools import partial
+
 import pytest
 from pandas.testing import assert_frame_equal
 
 from readers import MarketData
-from tests.service import PAIRS, assert_true, candles_since, configuration, fast_simulator, running
+from tests.service import (
+    PAIRS,
+    assert_true,
+    configuration,
+    every_pair_has_one,
+    fast_simulator,
+    running,
+)
 from tests.waiting import eventually
 
 
@@ -34,7 +43,7 @@ async def test_readers_give_equal_answers_on_both_stores(
         started_ms = simulator.clock.now_ms()
         async with running(settings, simulator.clock):
             await eventually(
-                lambda settings=settings, since=started_ms: all(candles_since(settings, since)),
+                partial(every_pair_has_one, settings, started_ms),
                 60,
                 "a new candle of every pair",
             )

@@ -60,6 +60,7 @@ class ServerProcess:
         """Start the server and return when it answers."""
         self.folder.mkdir(parents=True, exist_ok=True)
         log_path = self.folder / "log"
+        # In its own folder: influxd takes a config.yaml of the working directory for its own.
         with log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 [self.program, *self.arguments()], stdout=log, stderr=log, cwd=self.folder

@@ -13,13 +13,19 @@ def kline(event_ms, close, *, closed=False, minute_ms=60_000):
     )
 
 
+def newest(hot):
+    last = hot.get(KEY)
+    assert last is not None
+    return last
+
+
 def test_every_channel_fills_its_own_columns():
     hot = HotState()
     hot.put(MarkPrice(*KEY, 1_000, 5.0, 4.9), 1_010)
     hot.put(FundingRate(*KEY, 1_001, 0.0001, None, 28_800_000, 8.0), 1_011)
     hot.put(LastPrice(*KEY, 1_002, 5.1), 1_012)
     hot.put(kline(1_003, 5.2), 1_013)
-    last = hot.get(KEY)
+    last = newest(hot)
     assert (last.mark_price, last.index_price, last.mark_event_ms) == (5.0, 4.9, 1_000)
     assert (last.funding_rate, last.next_funding_ms, last.interval_hours) == (
         0.0001,
@@ -37,7 +43,7 @@ def test_a_late_message_never_replaces_a_newer_value():
     hot.put(kline(2_000, 5.0), 2_001)
     hot.take(changed)
     hot.put(kline(1_000, 4.0), 2_002)
-    assert hot.get(KEY).close == 5.0
+    assert newest(hot).close == 5.0
     assert hot.take(changed) == []
 
 

@@ -10,7 +10,7 @@ from ingest.model import Kline
 from ingest.outbox import Outbox
 from ingest.pipeline import Pipeline
 from ingest.ticks import Thinner
-from marketdata.schema import CANDLE_MS, MINUTE_MS, MarkPrice
+from marketdata.schema import CANDLE_MS, MINUTE_MS, MarkPrice, Ohlcv
 
 KEY = ("BYBIT", "BTC/USDT:USDT")
 
@@ -21,7 +21,7 @@ class Line:
     def __init__(self, outbox, now_ms):
         self.clock = FixedClock(now_ms)
         self.inbox, self.hot, self.outbox = Inbox(), HotState(), outbox
-        self.candles = []
+        self.candles: list[Ohlcv] = []
         self.pipeline = Pipeline(
             self.inbox, outbox, self.hot, Thinner(1_000), self.clock, [self.candles.extend]
         )

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from ingest.simulator.universe import universe
+from ingest.sinks.views import PRESETS
 from marketdata.config import load_config, parse_config
 from marketdata.errors import ConfigError
+from marketdata.fields import VIEWS
 from marketdata.settings import (
     CaptureSettings,
     InfluxStore,
@@ -112,6 +114,10 @@ def test_redis_is_reached_over_tcp_tls_or_a_socket(url: str) -> None:
     redis = parse(f"redis: {{url: '{url}'}}\n{EXCHANGES}").redis
     assert redis is not None
     assert redis.url.get_secret_value() == url
+
+
+def test_the_views_are_those_that_the_service_can_show() -> None:
+    assert set(VIEWS) == set(PRESETS)
 
 
 def test_secrets_come_out_of_the_environment() -> None:
