@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from ingest.cli import main
-from ingest.compare_command import Comparison, compare
+from ingest.compare_command import Comparison
 from ingest.compare_report import Report
 from ingest.simulator.faults import RestDown
 from ingest.simulator.server import Simulator
