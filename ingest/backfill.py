@@ -30,7 +30,8 @@ from ingest.exchanges.rest_base import Cost, ExchangeRest, next_candle
 from ingest.holes import Hole, merge_holes, split_hole
 from ingest.model import Kline
 from ingest.outbox import Outbox
-from ingest.settlements import StoredRows, first_missing
+from ingest.settlements import first_missing
+from ingest.stored import StoredRows
 from marketdata.errors import BadMessage, ExchangeRefused, TransientError
 from marketdata.pairs import Market
 from marketdata.schema import MINUTE_MS, Batch, FundingSettled, Mark3m, Ohlcv, Row

@@ -35,12 +35,13 @@ from ingest.marks import MarkRepairer
 from ingest.model import Event
 from ingest.outbox import Outbox
 from ingest.pipeline import Pipeline
-from ingest.repair import Repairer, StoredRows
+from ingest.repair import Repairer
 from ingest.selection import Selection, select
 from ingest.sentinel import Sentinel
 from ingest.settlements import Settler
 from ingest.sinks.base import Marker
 from ingest.status import exchange_status
+from ingest.stored import StoredRows
 from marketdata.errors import ConfigError, ExchangeUnavailable, MarketDataError, StoreUnavailable
 from marketdata.pairs import Catalogue, Market
 from marketdata.schema import Gap, GapState, MarkPrice
@@ -114,6 +115,7 @@ class Collector:
         self._markets: Mapping[str, Market] = {}
         self._feed: SupervisedFeed | None = None
         self._following = asyncio.Lock()
+        self._dropped = 0
 
     async def prepare(self) -> None:
         """Learn the exchange's markets, from itself or from what was kept, and select ours.
@@ -271,11 +273,18 @@ class Collector:
         """Judge once a second; tell consumers and the store what has changed."""
         while True:
             await self._parts.clock.sleep(1.0)
+            self._note_dropped()
             markers = self.sentinel.look()
             self._settle_outages()
             gaps = self.sentinel.judge.outages.rows() + self._repairer.watch.ledger.rows()
             await self._parts.pipeline.put_rows({"gap": gaps})
             self._parts.announce([*markers, *map(_marker, gaps)])
+
+    def _note_dropped(self) -> None:
+        dropped = sum(self.dropped().values()) + self._parts.inbox.dropped["candles"]
+        if dropped > self._dropped:
+            self._repairer.watch.dropped(self._parts.clock.now_ms())
+        self._dropped = dropped
 
     def _settle_outages(self) -> None:
         """Lost marks come back as mark candles; lost funding ticks can't be had again."""

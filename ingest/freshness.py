@@ -19,16 +19,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from marketdata.deadlines import DEADLINE_MS
 from marketdata.schema import GapReason, State
-
-DEADLINE_MS: dict[str, int] = {
-    "candles": 90_000,
-    "funding": 120_000,
-    "mark_price": 10_000,
-    "last_price": 90_000,
-}
-"""How old a channel's newest event may be: a mark price comes each second, a pair's funding is
-repeated at least once a minute, a trade may let a minute pass."""
 
 TRADED = ("candles", "last_price")
 """Channels that are rightly silent while nothing is traded."""

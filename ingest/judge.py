@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ingest.freshness import DEADLINE_MS, TRADED, Change, Freshness
+from ingest.freshness import TRADED, Change, Freshness
 from ingest.gaps import Key, Outages
 from ingest.model import Event, Kline
+from marketdata.deadlines import DEADLINE_MS
 from marketdata.schema import FundingRate, LastPrice, MarkPrice
 
 DOWN = ("late", "disconnected", "venue_down")

@@ -22,7 +22,8 @@ from ingest.exchanges.rest_base import ExchangeRest
 from ingest.holes import Hole, merge_holes, split_hole
 from ingest.logs import OncePerOutage
 from ingest.outbox import Outbox
-from ingest.settlements import RowWriter, StoredRows
+from ingest.settlements import RowWriter
+from ingest.stored import StoredRows, rows_so_far
 from marketdata.errors import TerminalError, TransientError
 from marketdata.pairs import Market
 from marketdata.schema import CANDLE_MS, GapState, Mark3m, MarkPrice, Row
@@ -284,9 +285,8 @@ class MarkRepairer:
         market, end_ms = followed.market, followed.since_ms
         start_ms = candle_open_ms(max(end_ms - self._lookback_ms, market.listed_ms or 0))
         where = ("mark_3m", self._exchange, market.pair, start_ms, end_ms)
-        present = {row.time for row in await asyncio.to_thread(self._stored.rows, *where)}
-        present |= {row.time for row in await self._outbox.pending(*where)}
-        return set(range(start_ms, end_ms, CANDLE_MS)) - present
+        present = await rows_so_far(Mark3m, self._stored, self._outbox, *where)
+        return set(range(start_ms, end_ms, CANDLE_MS)) - {row.time for row in present}
 
     async def _fetch(self) -> None:
         backoff = Backoff(base_s=1.0, cap_s=60.0)

@@ -46,6 +46,7 @@ class MinuteWatch:
         self._books = books
         self._freshness = freshness
         self._watched: dict[str, _Watched] = {}
+        self._dropped_ms = 0
 
     def follow(self, pair: str, since_ms: int) -> None:
         """Watch a pair's minutes from `since_ms` on."""
@@ -54,6 +55,10 @@ class MinuteWatch:
     def forget(self, pair: str) -> None:
         """Watch it no longer."""
         self._watched.pop(pair, None)
+
+    def dropped(self, now_ms: int) -> None:
+        """A message was lost on our side a moment ago, of whichever pair."""
+        self._dropped_ms = now_ms
 
     def look(self, pair: str, now_ms: int) -> list[Hole]:
         """The minutes that should have closed by now and haven't come.
@@ -100,8 +105,12 @@ class MinuteWatch:
         # Minute by minute: a hole that grows may do so for another reason than it began.
         for minute_ms in range(hole.start_ms, hole.end_ms, MINUTE_MS):
             if not self.ledger.knows(self._key(pair), minute_ms):
-                reason = self._freshness.reason(pair, "candles", minute_ms)
-                self.ledger.missing(self._key(pair), [minute_ms], reason)
+                self.ledger.missing(self._key(pair), [minute_ms], self._reason(pair, minute_ms))
+
+    def _reason(self, pair: str, minute_ms: int) -> GapReason:
+        reason = self._freshness.reason(pair, "candles", minute_ms)
+        lost_meanwhile = minute_ms <= self._dropped_ms < minute_ms + MINUTE_MS + 2 * GRACE_MS
+        return "dropped" if reason == "silent" and lost_meanwhile else reason
 
     def _key(self, pair: str) -> tuple[str, str, str]:
         return self._exchange, pair, "candles"

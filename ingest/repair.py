@@ -20,7 +20,6 @@ import heapq
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import structlog
 
@@ -35,9 +34,10 @@ from ingest.minutes import MinuteWatch
 from ingest.model import Kline
 from ingest.outbox import Outbox
 from ingest.pipeline import Pipeline
+from ingest.stored import StoredRows, rows_so_far
 from marketdata.errors import TerminalError, TransientError
 from marketdata.pairs import Market
-from marketdata.schema import MINUTE_MS, Gap, GapState, Ohlcv, Row
+from marketdata.schema import MINUTE_MS, Gap, GapState, Ohlcv
 
 log = structlog.get_logger()
 
@@ -50,20 +50,6 @@ PAGE_MINUTES = 996
 """A multiple of 3 that fits into two calls of Binance and one of Bybit."""
 LOOK_BACK_MINUTES = 240
 """How far back the last trade before a minute without a row is looked for."""
-
-
-class StoredRows(Protocol):
-    """What a repair reads from the store: `readers.sources.Source` has it."""
-
-    def rows(
-        self,
-        measurement: str,
-        exchange: str,
-        symbol: str,
-        start_ms: int,
-        end_ms: int,
-        limit: int | None = None,
-    ) -> list[Row]: ...
 
 
 @dataclass(slots=True)
@@ -202,19 +188,14 @@ class Repairer:
     async def _older_holes(self, pair: str, before_ms: int) -> list[Hole]:
         """Gaps from before the lookback that an earlier run has left open."""
         where = ("gap", self._exchange, pair, 0, before_ms)
-        known = await asyncio.to_thread(self._stored.rows, *where)
-        known += await self._outbox.pending(*where)
-        newest = {row.time: row for row in known if isinstance(row, Gap)}
-        gaps = [gap for gap in newest.values() if gap.channel == "candles"]
+        known = await rows_so_far(Gap, self._stored, self._outbox, *where)
+        gaps = [gap for gap in known if gap.channel == "candles" and gap.state == "open"]
         self.watch.ledger.load(gaps)
-        return [Hole(gap.time, gap.until_ms) for gap in gaps if gap.state == "open"]
+        return [Hole(gap.time, gap.until_ms) for gap in gaps]
 
     async def _rows(self, measurement: str, pair: str, hole: Hole) -> list[Ohlcv]:
-        """Stored rows of a range, and over them those that are still on their way to the store."""
         where = (measurement, self._exchange, pair, hole.start_ms, hole.end_ms)
-        rows = {row.time: row for row in await asyncio.to_thread(self._stored.rows, *where)}
-        rows |= {row.time: row for row in await self._outbox.pending(*where)}
-        return [row for row in rows.values() if isinstance(row, Ohlcv)]
+        return await rows_so_far(Ohlcv, self._stored, self._outbox, *where)
 
     async def _fetch(self) -> None:
         backoff = Backoff(base_s=1.0, cap_s=60.0)
@@ -238,12 +219,21 @@ class Repairer:
                 )
                 async with self._work:
                     heapq.heappush(self._jobs, job)
-                await self._clock.sleep(delay_s)
+                await self._pause(delay_s)
                 continue
             else:
                 backoff.reset()
                 self._outage.over()
             followed.queued = False
+
+    async def _pause(self, delay_s: float) -> None:
+        """Wait before another try, but no longer than until a connection is up where none was."""
+        freshness, until_ms = self._freshness, self._clock.monotonic_ms() + round(delay_s * 1000)
+        down = freshness.all_down_since_ms is not None
+        while (left_ms := until_ms - self._clock.monotonic_ms()) > 0:
+            if down and freshness.all_down_since_ms is None:
+                return
+            await self._clock.sleep(min(left_ms, 1000) / 1000)
 
     async def _repair(self, followed: _Followed, hole: Hole) -> None:
         market = followed.market

@@ -80,6 +80,8 @@ class RestClient:
     requests, weight, refused, failed
         Counters by path: what was sent, its weight, and how many of it the exchange refused (4xx
         or an error code) or didn't answer (unreachable, timed out, 5xx, not JSON).
+    answered_ms
+        When the last answer came, whatever it said.
 
     Parameters
     ----------
@@ -104,6 +106,7 @@ class RestClient:
         self.weight: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
+        self.answered_ms = 0
         self._origin = URL(base_url).origin()
         self._dialect = dialect
         self._clock = clock
@@ -120,6 +123,12 @@ class RestClient:
         if self._proxy is None:
             return str(self._origin)
         return f"{self._origin} via {self._proxy.host}:{self._proxy.port}"
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the exchange has told us to stay away for now."""
+        now_ms = self._clock.now_ms()
+        return any(now_ms < budget.held_until_ms for budget in self._budgets.values())
 
     async def __aenter__(self) -> Self:
         return self
@@ -199,7 +208,7 @@ class RestClient:
                 f"{what} at {self.address} failed: {_cause(error)}; "
                 f"expected JSON; worth another try later"
             ) from None  # what aiohttp says of a proxy holds its password
-        received_ms = self._clock.now_ms()
+        received_ms = self.answered_ms = self._clock.now_ms()
         self._observe(response.headers, sent_ms)
         if response.status != 200:
             raise self._http_error(what, response.status, response.headers, raw, received_ms)

@@ -26,6 +26,8 @@ PROBE_S = 15.0
 """How often an exchange without any connection is asked whether it is there."""
 REPLACE_AGAIN_MS = 120_000
 """A connection is replaced for a silent pair at most this often."""
+UNHEARD_MS = 60_000
+"""For so long the weight budget may keep every question back."""
 NAMED = 3
 
 
@@ -60,14 +62,20 @@ class Sentinel:
     ) -> None:
         self.freshness = Freshness(self._lane_of)
         self.judge = Judge(exchange, self.freshness)
-        self.reached = True
         self._exchange = exchange
         self._rest = rest
         self._lanes = lanes
         self._others_reached = others_reached
         self._clock = clock
+        self._answered = False
         self._replaced_ms: dict[str, int] = {}
         self._clock_reported = False
+
+    @property
+    def reached(self) -> bool:
+        """Whether it is there: over a connection, or it has answered since none is up."""
+        connected = self._lanes() is not None and self.freshness.all_down_since_ms is None
+        return connected or self._answered
 
     async def probe(self) -> None:
         """Ask the exchange whether it is there while no connection is up; until cancelled."""
@@ -85,7 +93,8 @@ class Sentinel:
                 up = lane.state in ("live", "late")
                 self.freshness.connection(lane.id, up=up, now_ms=now_ms)
         if not self._all_down(now_ms):
-            self._set_reached()
+            self._answered = False
+            self._set_venue_down(False, "")
         changes = self.judge.look(now_ms)
         if lanes is not None:
             self._replace_silent(lanes, now_ms)
@@ -126,24 +135,30 @@ class Sentinel:
                 lanes.rotate(lane, f"{pair} is silent on it")
 
     async def _ask(self) -> None:
+        client, asked_ms = self._rest.client, self._clock.now_ms()
+        cause = ""
         try:
             async with self._clock.timeout(PROBE_S):
                 await self._rest.server_ms()
-        except (ExchangeUnavailable, TimeoutError) as error:
-            self.reached = False
-            self._set_venue_down(self._others_reached(), str(error) or "no answer in time")
+        except ExchangeUnavailable as error:
+            cause = str(error)
+        except TimeoutError:
+            if client.answered_ms >= asked_ms - UNHEARD_MS and not client.is_held:
+                return  # the question may still wait for its turn
+            cause = f"no answer within {PROBE_S:g} s"
         except MarketDataError:
-            self._set_reached()  # it answers, whatever it says
+            pass  # it answers, whatever it says
+        if not cause or client.is_held:
+            self._answered = True  # an exchange that refuses us isn't down
+            self._set_venue_down(False, "")
         else:
-            self._set_reached()
+            # Its own words that it isn't there need no second witness.
+            self._answered = client.answered_ms >= asked_ms
+            self._set_venue_down(self._answered or self._others_reached(), cause)
 
     def _all_down(self, now_ms: int) -> bool:
         since_ms = self.freshness.all_down_since_ms
         return since_ms is not None and now_ms - since_ms >= PROBE_S * 1000
-
-    def _set_reached(self) -> None:
-        self.reached = True
-        self._set_venue_down(False, "")
 
     def _set_venue_down(self, down: bool, cause: str) -> None:
         if down and not self.freshness.venue_down:

@@ -11,7 +11,6 @@ when the exchange changes the interval during the day, and from what has been se
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -25,6 +24,7 @@ from ingest.exchanges.rest_base import HOUR_MS, ExchangeRest
 from ingest.hot import HotState
 from ingest.logs import OncePerOutage
 from ingest.outbox import Outbox
+from ingest.stored import StoredRows, rows_so_far
 from marketdata.errors import TerminalError, TransientError
 from marketdata.pairs import Market
 from marketdata.schema import MINUTE_MS, Batch, FundingSettled, Row
@@ -37,14 +37,6 @@ SPREAD_MS = 60_000
 ROLL_MS = 60_000
 """This near to a settlement, a later time on the stream means that it is done, not put off."""
 LOOK_S = 1.0
-
-
-class StoredRows(Protocol):
-    """What is read from the store: `readers.sources.Source` has it."""
-
-    def rows(
-        self, measurement: str, exchange: str, symbol: str, start_ms: int, end_ms: int
-    ) -> list[Row]: ...
 
 
 class RowWriter(Protocol):
@@ -255,15 +247,12 @@ class Settler:
         now_ms = self._clock.now_ms()
         start_ms = max(now_ms - self._lookback_ms, market.listed_ms or 0)
         where = ("funding_settled", self._exchange, market.pair, start_ms, now_ms)
-        rows = {row.time: row for row in await asyncio.to_thread(self._stored.rows, *where)}
-        rows |= {row.time: row for row in await self._outbox.pending(*where)}
-        known = [rows[time_ms] for time_ms in sorted(rows)]
-        settled = [row for row in known if isinstance(row, FundingSettled)]
+        settled = await rows_so_far(FundingSettled, self._stored, self._outbox, *where)
         if settled:
             self._newest[market.pair] = settled[-1]
         missing_ms = first_missing(settled, start_ms, now_ms, market.interval_hours)
         if missing_ms is not None:
-            await self._fetch(market, missing_ms, rows)
+            await self._fetch(market, missing_ms, {row.time: row for row in settled})
         if market.pair in self._markets:
             self._scanned.add(market.pair)
             self._schedule.add(

@@ -71,7 +71,7 @@ class Source(Protocol):
 
 
 class HotSource(Protocol):
-    """The hot cache: newest values and newest closed candles. Raises `StoreUnavailable`."""
+    """The hot cache: newest values, newest closed candles, states. Raises `StoreUnavailable`."""
 
     name: str
 
@@ -81,6 +81,10 @@ class HotSource(Protocol):
 
     def candles(self, exchange: str, symbol: str, limit: int) -> list[Ohlcv]:
         """The newest closed 3-minute candles, ascending; perhaps fewer than there are."""
+        ...
+
+    def health(self, exchange: str) -> dict[str, str]:
+        """What the service says of an exchange; empty where it is away."""
         ...
 
     def close(self) -> None:

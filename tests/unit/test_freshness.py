@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.freshness import DEADLINE_MS, ClockOffset, Freshness, worst
+from ingest.freshness import ClockOffset, Freshness, worst
+from marketdata.deadlines import DEADLINE_MS
 
 PAIR = "BTC/USDT:USDT"
 OTHER = "ETH/USDT:USDT"

@@ -1,9 +1,11 @@
 """The sentinel with lanes and an exchange that do what a test says."""
 
+from types import SimpleNamespace
+
 from ingest.clock import Clock
 from ingest.lanes import LaneStatus
 from ingest.sentinel import Sentinel
-from marketdata.errors import ExchangeRefused, ExchangeUnavailable
+from marketdata.errors import ExchangeRefused, ExchangeUnavailable, RateLimited
 from marketdata.schema import MarkPrice
 
 T0 = 1_790_000_000_000
@@ -36,6 +38,9 @@ class Lanes:
 
 class Rest:
     error: Exception | None = None
+
+    def __init__(self):
+        self.client = SimpleNamespace(answered_ms=0, is_held=False)
 
     async def server_ms(self):
         if self.error is not None:
@@ -117,4 +122,37 @@ async def test_when_no_exchange_can_be_reached_it_is_our_network():
     watched.after(30)
     await watched.probed()
     assert watched.state() == "disconnected"
+    assert not watched.sentinel.reached
+
+
+async def test_an_exchange_that_says_so_itself_is_down_whatever_the_others_do():
+    watched = Watched(others=False)
+    watched.after(5, *PAIRS)
+    watched.lanes.state = "disconnected"
+    watched.rest.error = ExchangeUnavailable("503: system maintenance")
+    watched.after(30)
+    watched.rest.client.answered_ms = watched.clock.now_ms()
+    await watched.probed()
+    assert watched.state() == "venue_down"
+    assert watched.sentinel.reached
+
+
+async def test_an_exchange_that_refuses_us_is_not_down():
+    watched = Watched()
+    watched.after(5, *PAIRS)
+    watched.lanes.state = "disconnected"
+    watched.rest.error = RateLimited("418", retry_after_s=120)
+    watched.rest.client.is_held = True
+    watched.after(30)
+    await watched.probed()
+    assert watched.state() == "disconnected"
+    assert watched.sentinel.reached
+
+
+def test_an_exchange_without_a_connection_counts_as_reached_only_once_it_answers():
+    watched = Watched()
+    watched.after(5, *PAIRS)
+    assert watched.sentinel.reached
+    watched.lanes.state = "disconnected"
+    watched.after(1)
     assert not watched.sentinel.reached
