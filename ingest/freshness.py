@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from marketdata.deadlines import DEADLINE_MS
-from marketdata.schema import GapReason, State
+from marketdata.schema import STATES, GapReason, State
 
 TRADED = ("candles", "last_price")
 """Channels that are rightly silent while nothing is traded."""
@@ -30,7 +30,7 @@ OFFSET_WINDOW_MS = 60_000
 WRONG_CLOCK_MS = 30_000
 """A difference that no network explains."""
 
-_WORSE: tuple[State, ...] = ("live", "quiet", "starting", "late", "disconnected", "venue_down")
+_DOWN = ("disconnected", "venue_down")
 
 LaneOf = Callable[[str, str], str | None]
 """The connection that carries a pair's channel."""
@@ -56,7 +56,7 @@ def worst(states: Iterable[State]) -> State:
     >>> worst(["live", "late", "quiet"])
     'late'
     """
-    return max(states, key=_WORSE.index, default="starting")
+    return max(states, key=STATES.index, default="starting")
 
 
 @dataclass(slots=True)
@@ -148,11 +148,11 @@ class Freshness:
 
     def follow(self, channels: Mapping[str, Iterable[str]], now_ms: int) -> None:
         """Judge these pairs' channels from now on, and no others."""
-        wanted = {(pair, channel) for pair, some in channels.items() for channel in some}
-        for key in self._cells.keys() - wanted:
-            del self._cells[key]
-        for key in wanted - self._cells.keys():
-            self._cells[key] = _Cell(since_ms=now_ms, followed_ms=now_ms)
+        wanted = [(pair, channel) for pair, some in channels.items() for channel in some]
+        known = self._cells
+        self._cells = {
+            key: known.get(key) or _Cell(since_ms=now_ms, followed_ms=now_ms) for key in wanted
+        }
 
     def event(self, pair: str, channel: str, event_ms: int, received_ms: int) -> None:
         """An event has come; runs a thousand times a second."""
@@ -259,6 +259,8 @@ class Freshness:
             return "starting" if starting else "disconnected"
         if starting:
             return "starting"
+        if cell.state in _DOWN and now_ms - lane.since_ms <= STARTING_MS:
+            return "disconnected"  # its connection is back, but not yet its data
         if channel not in TRADED or cell.silent:
             return "late"
         confirmed = now_ms + self.offset.ms - cell.quiet_until_ms <= deadline_ms

@@ -113,6 +113,8 @@ class RestClient:
         self._proxy = URL(proxy) if proxy is not None else None
         self._budgets = budgets.at(self.address, dialect.limits)
         self._connections = asyncio.Semaphore(CONNECTIONS)
+        self._refused_last = False
+        self._ahead = asyncio.Lock()
         self._turns = {name: asyncio.Lock() for name in self._budgets}
         self._timeout = aiohttp.ClientTimeout(total=total_timeout_s, sock_connect=connect_timeout_s)
         self._session: aiohttp.ClientSession | None = None
@@ -167,26 +169,37 @@ class RestClient:
         ExchangeUnavailable
             No connection, no answer in time, 5xx, or something that is not JSON.
         """
+        name = limit or self._dialect.limits[0].name
         # A connection first: what the budget grants is sent at once, and counted when we think.
         async with self._connections:
-            await self._wait_for_turn(limit or self._dialect.limits[0].name, weight)
-            return await self._counted(path, params or {}, weight)
+            if not self._refused_last:
+                await self._wait_for_turn(name, weight)
+            if not self._refused_last:
+                return await self._counted(path, params or {}, weight)
+            # Once the wait is over one goes ahead: all of them at once might meet another refusal.
+            async with self._ahead:
+                await self._wait_for_turn(name, weight)
+                return await self._counted(path, params or {}, weight)
 
     async def _counted(self, path: str, params: Mapping[str, str | int], weight: int) -> Answer:
         self.requests[path] += 1
         self.weight[path] += weight
         try:
-            return await self._ask(path, params)
+            answer = await self._ask(path, params)
         except RateLimited as limited:
             self.refused[path] += 1
+            self._refused_last = True
             self._hold(limited)
             raise
         except ExchangeRefused:
             self.refused[path] += 1
+            self._refused_last = False
             raise
         except ExchangeUnavailable:
             self.failed[path] += 1
             raise
+        self._refused_last = False
+        return answer
 
     async def _wait_for_turn(self, limit: str, weight: int) -> None:
         budget = self._budgets[limit]

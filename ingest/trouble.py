@@ -44,7 +44,8 @@ def troubles(status: Json) -> list[Trouble]:
     for name, exchange in status["exchanges"].items():
         found += _exchange(name, exchange)
     if status["gaps"]["open"]:
-        what = f"{status['gaps']['open']:,} gaps are open"
+        count = status["gaps"]["open"]
+        what = "1 gap is open" if count == 1 else f"{count:,} gaps are open"
         found.append(Trouble(what, None, "fetched by REST, newest first, within the weight budget"))
     return found
 

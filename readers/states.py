@@ -19,6 +19,7 @@ from readers.origins import Origins
 
 _TTL_MS: Final = 1_000
 _EXCHANGES_KEPT: Final = 64
+_CHANNELS_KEPT: Final = 4_096
 _LOOK_BACK_MS: Final = 7 * 86_400_000
 _GAPS_READ: Final = 100
 _OF_GAP: Final[Mapping[str, State]] = {"disconnected": "disconnected", "venue_down": "venue_down"}
@@ -63,11 +64,12 @@ class Worth(NamedTuple):
 
 
 class States:
-    """Judges what was found; asks Redis for an exchange's health at most once a second."""
+    """Judges what was found; asks Redis and the store for states at most once a second."""
 
     def __init__(self, origins: Origins) -> None:
         self._origins = origins
         self._cache: Cache[str, Health] = Cache(_EXCHANGES_KEPT)
+        self._of_gaps: Cache[tuple[str, str, str], State] = Cache(_CHANNELS_KEPT)
 
     def exchange_ms(self, exchange: str, now_ms: int) -> int:
         """The exchange's time, as far as the difference to ours is known."""
@@ -115,7 +117,17 @@ class States:
     def _state_of_gap(
         self, exchange: str, pair: str, channel: str, event_ms: int | None, now_ms: int
     ) -> State:
-        """By the newest open gap that begins after the newest value."""
+        """By the newest open gap that begins after the newest value; asked once a second."""
+        key = (exchange, pair, channel)
+        state = self._of_gaps.fresh(key, now_ms)
+        if state is None:
+            state = self._ask_for_gap(exchange, pair, channel, event_ms, now_ms)
+            self._of_gaps.put(key, state, valid_until_ms=now_ms + _TTL_MS)
+        return state
+
+    def _ask_for_gap(
+        self, exchange: str, pair: str, channel: str, event_ms: int | None, now_ms: int
+    ) -> State:
         start_ms = now_ms - _LOOK_BACK_MS
         if event_ms is not None:
             start_ms = max(start_ms, event_ms - event_ms % MINUTE_MS)
