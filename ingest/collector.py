@@ -108,7 +108,12 @@ class Collector:
         self._repairer = Repairer(
             *shared, self.sentinel.freshness, parts.clock, lookback_ms=parts.lookback_ms
         )
-        self._marks = MarkRepairer(*shared, parts.clock, lookback_ms=parts.lookback_ms)
+        self._marks = MarkRepairer(
+            *shared,
+            parts.clock,
+            lookback_ms=parts.lookback_ms,
+            ahead_ms=lambda: self.sentinel.freshness.offset.ms,
+        )
         self._settler = Settler(*shared, parts.hot, parts.clock, lookback_ms=parts.lookback_ms)
         self._gate = Gate()
         self._catalogue: Catalogue | None = None
@@ -251,7 +256,7 @@ class Collector:
         """Everyone behind the feed follows the selected pairs."""
         markets, channels = self._markets, self._settings.channels
         wanted = {pair: self._adapter.channels_of(m, channels) for pair, m in markets.items()}
-        self.sentinel.freshness.follow(wanted, self._parts.clock.now_ms())
+        self.sentinel.judge.follow(wanted, self._parts.clock.now_ms())
         await self._repairer.follow(markets if "candles" in channels else {})
         await self._marks.follow(markets if "mark_price" in channels else {})
         self._tell_capture()

@@ -11,7 +11,7 @@ Pure: times are passed in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from marketdata.schema import Gap, GapReason, GapState
@@ -100,6 +100,11 @@ class Ledger:
                     if not run.left:
                         self._close(key, run, now_ms)
                     break
+
+    def give_up(self, key: Key, now_ms: int) -> None:
+        """Nobody waits for this pair's channel any more: what is missing of it is lost."""
+        for run in list(self._open.get(key, ())):
+            self.found(key, sorted(run.left), "lost", now_ms)
 
     def rows(self) -> list[Gap]:
         """The gaps that have changed, as rows to store."""
@@ -201,6 +206,13 @@ class Outages:
         self._gaps[key, start_ms] = gap._replace(state=state, closed_ms=now_ms)
         self._changed.add((key, start_ms))
         self.closed[state] += 1
+
+    def keep(self, keys: Collection[Key], now_ms: int) -> None:
+        """Only these are waited for from now on: what is missing of others is lost."""
+        for (key, start_ms), gap in list(self._gaps.items()):
+            if key not in keys and gap.state == "open":
+                self._running.pop(key, None)
+                self.settle(key, start_ms, "lost", now_ms)
 
     def rows(self) -> list[Gap]:
         """The gaps that have changed, as rows to store."""

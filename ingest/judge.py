@@ -5,7 +5,7 @@ The same code runs live and in replay.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from ingest.freshness import TRADED, Change, Freshness
 from ingest.gaps import Key, Outages
@@ -30,6 +30,12 @@ class Judge:
         self.freshness = freshness
         self.outages = Outages()
         self._exchange = exchange
+
+    def follow(self, channels: Mapping[str, Collection[str]], now_ms: int) -> None:
+        """Judge these pairs' channels from now on, and no others."""
+        self.freshness.follow(channels, now_ms)
+        keys = {(self._exchange, pair, name) for pair, some in channels.items() for name in some}
+        self.outages.keep(keys, now_ms)
 
     def observe(self, event: Event, received_ms: int) -> None:
         """An event has come."""

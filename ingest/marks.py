@@ -10,7 +10,7 @@ lookback that the store lacks.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import structlog
@@ -174,6 +174,7 @@ class MarkRepairer:
         clock: Clock,
         *,
         lookback_ms: int,
+        ahead_ms: Callable[[], int] = lambda: 0,
     ) -> None:
         self.streamed = 0
         self.repaired = 0
@@ -185,6 +186,7 @@ class MarkRepairer:
         self._outbox = outbox
         self._clock = clock
         self._lookback_ms = lookback_ms
+        self._ahead_ms = ahead_ms
         self._followed: dict[str, _Followed] = {}
         self._work = asyncio.Condition()
         self._outage = OncePerOutage(log)
@@ -217,7 +219,7 @@ class MarkRepairer:
 
     async def follow(self, markets: Mapping[str, Market]) -> None:
         """Keep the contracts among these complete from now on, the lookback included."""
-        now_ms = self._clock.now_ms()
+        now_ms = self._now_ms()
         wanted = {pair: market for pair, market in markets.items() if market.kind != "spot"}
         async with self._work:
             for pair in self._followed.keys() - wanted.keys():
@@ -238,11 +240,15 @@ class MarkRepairer:
             for n in range(WORKERS):
                 tasks.create_task(self._fetch(), name=f"marks.{self._exchange}.fetch.{n}")
 
+    def _now_ms(self) -> int:
+        """Candles close by the exchange's clock."""
+        return self._clock.now_ms() + self._ahead_ms()
+
     async def _watch(self) -> None:
         """Write what the stream has completed, and note what it hasn't."""
         while True:
             await self._clock.sleep(LOOK_S)
-            now_ms = self._clock.now_ms()
+            now_ms = self._now_ms()
             rows: list[Row] = []
             async with self._work:
                 for followed in self._followed.values():
@@ -303,7 +309,7 @@ class MarkRepairer:
             except TerminalError as error:
                 pair = followed.market.pair
                 log.error("marks_refused", pair=pair, cause=str(error), next_try_s=REFUSED_S)
-                followed.ask_ms = self._clock.now_ms() + int(REFUSED_S * 1000)
+                followed.ask_ms = self._now_ms() + int(REFUSED_S * 1000)
             except TransientError as error:
                 delay_s = max(error.retry_after_s or 0.0, backoff.next_s())
                 self._outage.failed(
@@ -317,7 +323,7 @@ class MarkRepairer:
 
     def _newest(self) -> _Followed | None:
         """The pair whose newest missing candle is the newest of those that can be asked for."""
-        now_ms = self._clock.now_ms()
+        now_ms = self._now_ms()
         ready = [
             (max(followed.open), pair)
             for pair, followed in self._followed.items()
@@ -328,7 +334,7 @@ class MarkRepairer:
 
     def _hole(self, followed: _Followed) -> Hole:
         """The newest range that one call brings."""
-        before_ms = self._clock.now_ms() - CANDLE_MS - ASK_AFTER_MS
+        before_ms = self._now_ms() - CANDLE_MS - ASK_AFTER_MS
         opens = {open_ms for open_ms in followed.open if open_ms <= before_ms}
         holes = [Hole(open_ms, open_ms + CANDLE_MS) for open_ms in opens]
         return next(split_hole(merge_holes(holes, PAGE_MINUTES)[-1], PAGE_MINUTES))
@@ -343,7 +349,7 @@ class MarkRepairer:
         found = [there[open_ms] for open_ms in sorted(asked & there.keys())]
         if found:
             await self._pipeline.put_rows({"mark_3m": found})
-        now_ms = self._clock.now_ms()
+        now_ms = self._now_ms()
         absent = asked - there.keys()
         lost = {t for t in absent if t + CANDLE_MS + LOST_AFTER_MS <= now_ms}
         if absent - lost:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ingest.candles import CandleBook
+from ingest.candles import CandleBook, is_traded
 from ingest.freshness import Freshness
 from ingest.gaps import Ledger
 from ingest.holes import Hole, find_holes
@@ -52,9 +52,16 @@ class MinuteWatch:
         """Watch a pair's minutes from `since_ms` on."""
         self._watched[pair] = _Watched(since_ms)
 
-    def forget(self, pair: str) -> None:
-        """Watch it no longer."""
+    def rewind(self, pair: str, since_ms: int) -> None:
+        """Watch from this minute on, if that is earlier: it isn't there yet after all."""
+        watched = self._watched.get(pair)
+        if watched is not None:
+            watched.complete_ms = min(watched.complete_ms, since_ms)
+
+    def forget(self, pair: str, now_ms: int) -> None:
+        """Watch it no longer; what is missing of it is lost."""
         self._watched.pop(pair, None)
+        self.ledger.give_up(self._key(pair), now_ms)
 
     def dropped(self, now_ms: int) -> None:
         """A message was lost on our side a moment ago, of whichever pair."""
@@ -68,7 +75,9 @@ class MinuteWatch:
         watched = self._watched[pair]
         quiet = self._freshness.state(pair, "candles") == "quiet"
         step_ms = CANDLE_MS if quiet else MINUTE_MS
-        due_ms = (now_ms - GRACE_MS) // step_ms * step_ms
+        # Minutes close by the exchange's clock.
+        exchange_ms = now_ms + self._freshness.offset.ms
+        due_ms = (exchange_ms - GRACE_MS) // step_ms * step_ms
         minutes = self._books[self._exchange, pair].minutes
         start_ms = complete_ms = watched.complete_ms
         while complete_ms < due_ms and (complete_ms in minutes or complete_ms in watched.done):
@@ -78,7 +87,9 @@ class MinuteWatch:
         if self.ledger.holes(self._key(pair)):
             # What was missing may have come by stream after all, late.
             there = [t for t in range(start_ms, due_ms, MINUTE_MS) if t in minutes]
-            self.found(pair, there, "repaired", now_ms)
+            traded = [t for t in there if is_traded(minutes[t])]
+            self.found(pair, traded, "repaired", now_ms)
+            self.found(pair, there, "empty", now_ms)
         if complete_ms >= due_ms:
             return []
         holes = find_holes(minutes.keys() | watched.done, complete_ms, due_ms)

@@ -108,7 +108,7 @@ class Repairer:
         async with self._work:
             for pair in self._followed.keys() - markets.keys():
                 del self._followed[pair]
-                self.watch.forget(pair)
+                self.watch.forget(pair, now_ms)
             for pair, market in markets.items():
                 if pair in self._followed:
                     self._followed[pair].market = market
@@ -291,6 +291,7 @@ class Repairer:
         settled = [t for t in missing if t + MINUTE_MS + SYNTHETIC_AFTER_MS <= server_ms]
         if len(settled) < len(missing):
             followed.asked_again_ms = self._clock.now_ms() + int(ASK_AGAIN_S * 1000)
+            self.watch.rewind(market.pair, next(t for t in missing if t not in settled))
         if settled and not any(t < settled[0] for t in closes):
             before = Hole(settled[0] - LOOK_BACK_MINUTES * MINUTE_MS, settled[0])
             earlier, _ = await self._ask(market, before)

@@ -139,7 +139,8 @@ class Sentinel:
         cause = ""
         try:
             async with self._clock.timeout(PROBE_S):
-                await self._rest.server_ms()
+                if not client.is_held:
+                    await self._rest.server_ms()
         except ExchangeUnavailable as error:
             cause = str(error)
         except TimeoutError:

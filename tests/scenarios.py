@@ -67,21 +67,21 @@ class Scene:
     def lanes(self, exchange):
         return {lane["id"]: lane for lane in self.exchange(exchange)["connections"]}
 
-    def gaps(self, where, since_ms=0):
-        """Channel, reason and state of a pair's gaps, and how many minutes or seconds they are."""
+    def gaps(self, where, since_ms=0, until_ms=2**53):
+        """Channel, reason and state of a pair's gaps that begin then."""
         return {
             (gap.channel, gap.reason, gap.state)
             for gap in self.rows("gap", where)
-            if gap.time >= since_ms
+            if since_ms <= gap.time < until_ms
         }
 
-    def missing(self, measurement, since_ms, until_ms, where=None):
+    def missing(self, measurement, since_ms, until_ms, among=None):
         """The open times of whole candles or minutes that the store lacks, by pair."""
         step_ms = {"ohlcv_1m": 60_000}.get(measurement, CANDLE_MS)
         first_ms, end_ms = -(-since_ms // step_ms) * step_ms, until_ms // step_ms * step_ms
         wanted = set(range(first_ms, end_ms, step_ms))
         found = {}
-        for where in self.where() if where is None else where:
+        for where in self.where() if among is None else among:
             there = {row.time for row in self.rows(measurement, where, first_ms, end_ms)}
             if not wanted <= there:
                 found[where] = sorted(wanted - there)

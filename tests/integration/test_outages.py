@@ -63,9 +63,7 @@ def patience(monkeypatch):
     monkeypatch.setattr("ingest.connection.HANDSHAKE_S", 1_000.0)
 
 
-async def test_a_connection_is_replaced_within_15_s_however_it_ends(
-    simulator, tmp_path, free_port
-):
+async def test_a_connection_is_replaced_within_15_s_however_it_ends(simulator, tmp_path, free_port):
     scene, clock = Scene(simulator, tmp_path, free_port, PAIRS), simulator.clock
     async with running(scene.settings, clock) as scene.service:
         started_ms = clock.now_ms()
@@ -171,7 +169,7 @@ async def test_an_hour_without_network_is_whole_two_minutes_after_its_return(
     assert stats["most_weight"] <= 2_400 * scene.settings.repair.weight_share
     assert scene.service.status()["minutes"]["lost"] == 0
     for where in scene.where():
-        gaps = scene.gaps(where, began_ms - MINUTE_MS)
+        gaps = scene.gaps(where, began_ms - MINUTE_MS, back_ms)
         assert {(channel, state) for channel, _, state in gaps} <= {
             ("candles", "repaired"), ("candles", "empty"), ("mark_price", "repaired"),
             ("funding", "lost"),
@@ -180,9 +178,7 @@ async def test_an_hour_without_network_is_whole_two_minutes_after_its_return(
         await assert_true(simulator, scene.settings, *where)
 
 
-async def test_maintenance_is_told_in_one_line_and_asks_for_little(
-    simulator, tmp_path, free_port
-):
+async def test_maintenance_is_told_in_one_line_and_asks_for_little(simulator, tmp_path, free_port):
     scene, clock = Scene(simulator, tmp_path, free_port, PAIRS), simulator.clock
     with capture_logs() as logs:
         async with running(scene.settings, clock) as scene.service:
