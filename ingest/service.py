@@ -26,9 +26,10 @@ from rich.live import Live
 from ingest.budget import Budgets
 from ingest.capture_writer import CaptureWriter
 from ingest.clock import Clock
-from ingest.collector import Collector, Parts
+from ingest.collector import Parts
 from ingest.delivery import Delivery
 from ingest.display import plan_view, status_view
+from ingest.fleet import Fleet
 from ingest.freshness import worst
 from ingest.hot import HotState
 from ingest.inbox import Inbox
@@ -43,14 +44,11 @@ from ingest.sinks.sqlite import SqliteSink
 from ingest.status import health_fields
 from ingest.ticks import Thinner
 from marketdata.errors import ConfigError, StoreRefused, StoreUnavailable, TransientError
-from marketdata.pairs import Market
 from marketdata.settings import CaptureSettings, Settings
 from readers.sources import open_source
 
 log = structlog.get_logger()
 
-PREPARE_S = 20.0
-"""How long the start waits for exchanges' metadata before it goes on with those that have it."""
 DRAIN_S = 10.0
 HOT_PERIOD_S = {"sqlite": 1.0, "redis": 0.25}
 EXPIRE_PERIOD_S = 600.0
@@ -84,7 +82,7 @@ class Service:
         self._started_ms = clock.now_ms()
         self._inbox = Inbox()
         self._hot = HotState()
-        self._collectors: dict[str, Collector] = {}
+        self._fleet = Fleet(clock)
         self._publishers: dict[str, Publisher] = {}
         self._redis: RedisSink | None = None
         self._capture: CaptureWriter | None = None
@@ -148,7 +146,7 @@ class Service:
             self._publish("sqlite", self._sink)
         if settings.redis is not None:
             url = settings.redis.url.get_secret_value()
-            redis = RedisSink(url, settings.redis.views, self._market)
+            redis = RedisSink(url, settings.redis.views, self._fleet.market)
             stack.push_async_callback(redis.close)
             self._publish("redis", redis, streams=redis)
             self._redis = redis
@@ -163,7 +161,7 @@ class Service:
         )
         if settings.capture is not None:
             await self._capture_to(settings.capture, stack)
-        parts = Parts(
+        self._parts = Parts(
             clock=self._clock,
             inbox=self._inbox,
             hot=self._hot,
@@ -175,13 +173,10 @@ class Service:
             lookback_ms=settings.repair.lookback_ms,
             redis_url=None if settings.redis is None else settings.redis.url.get_secret_value(),
             announce=self._announce,
-            reached=self._others_reached,
+            reached=self._fleet.others_reached,
             capture=self._capture,
         )
-        for exchange, wanted in settings.exchanges.items():
-            collector = Collector(exchange, wanted, parts)
-            stack.push_async_callback(collector.close)
-            self._collectors[exchange] = collector
+        stack.push_async_callback(self._fleet.close)
 
     async def _capture_to(self, wanted: CaptureSettings, stack: AsyncExitStack) -> None:
         """Keep every raw message, from before the first connection to after the last."""
@@ -193,10 +188,6 @@ class Service:
         Connection.raw_data_callback = capture
         stack.callback(setattr, Connection, "raw_data_callback", None)
 
-    def _market(self, exchange: str, pair: str) -> Market | None:
-        collector = self._collectors.get(exchange)
-        return None if collector is None else collector.market(pair)
-
     def _publish(self, name: str, sink: HotSink, streams: StreamSink | None = None) -> None:
         self._publishers[name] = Publisher(
             self._hot, sink, self._clock, every_s=HOT_PERIOD_S[name], streams=streams
@@ -207,25 +198,13 @@ class Service:
         if redis is not None:
             redis.put_markers(markers)
 
-    def _others_reached(self, exchange: str) -> bool:
-        """Whether the network is to be believed: another exchange answers, or there is none."""
-        others = [c.sentinel.reached for name, c in self._collectors.items() if name != exchange]
-        return not others or any(others)
-
     async def _prepare(self, console: Console | None) -> None:
         """Learn the exchanges' markets, then print what is about to be opened."""
-        preparing = [asyncio.create_task(c.prepare()) for c in self._collectors.values()]
-        try:
-            done, _ = await asyncio.wait(preparing, timeout=PREPARE_S)
-            for task in done:
-                task.result()
-        finally:
-            for task in preparing:
-                task.cancel()
-            await asyncio.gather(*preparing, return_exceptions=True)
+        await self._fleet.prepare(self._settings.exchanges, self._parts)
         if console is not None:
-            lanes = {name: c.lanes() for name, c in self._collectors.items()}
-            notes = [note for c in self._collectors.values() for note in c.notes]
+            collectors = self._fleet.collectors
+            lanes = {name: c.lanes() for name, c in collectors.items()}
+            notes = [note for c in collectors.values() for note in c.notes]
             console.print(plan_view(lanes, notes))
 
     @asynccontextmanager
@@ -243,15 +222,13 @@ class Service:
         ]
         serving.append(tasks.create_task(self._expire(), name="expire"))
         serving.append(tasks.create_task(self._publish_health(), name="publish.health"))
-        collecting = [
-            tasks.create_task(collector.run(handler), name=f"collect.{name}")
-            for name, collector in self._collectors.items()
-        ]
-        collecting.append(tasks.create_task(self._follow_configuration(), name="reload"))
+        self._fleet.start(tasks, handler)
+        reloading = tasks.create_task(self._follow_configuration(), name="reload")
         try:
             yield
         finally:
-            await _end(collecting)
+            await _end([reloading])
+            await self._fleet.end()
             await _end(storing[1:])
             await self._pipeline.finish()
             if not await self._delivery.drain(DRAIN_S):
@@ -284,14 +261,8 @@ class Service:
     async def _reconcile(self, settings: Settings) -> None:
         fixed = self._settings.model_dump(exclude={"exchanges"})
         if settings.model_dump(exclude={"exchanges"}) != fixed:
-            log.warning("reload_partial", followed="exchanges' pairs", rest="needs a restart")
-        for exchange, collector in self._collectors.items():
-            wanted = settings.exchanges.get(exchange)
-            if wanted is not None:
-                await collector.reconcile(wanted)
-        changed = settings.exchanges.keys() ^ self._collectors.keys()
-        if changed:
-            log.warning("reload_partial", exchanges=sorted(changed), rest="needs a restart")
+            log.warning("reload_partial", followed="exchanges", rest="needs a restart")
+        await self._fleet.follow(settings.exchanges)
 
     async def _expire(self) -> None:
         """SQLite has no retention of its own: old ticks are deleted here."""
@@ -310,7 +281,7 @@ class Service:
         while self._redis is not None:
             now_ms = self._clock.now_ms()
             with suppress(TransientError, StoreRefused):  # the publisher says that Redis is away
-                for name, collector in self._collectors.items():
+                for name, collector in list(self._fleet.collectors.items()):
                     await self._redis.health(name, health_fields(collector.status(now_ms), now_ms))
             await self._clock.sleep(HEALTH_PERIOD_S)
 
@@ -323,13 +294,13 @@ class Service:
     def status(self) -> dict[str, Any]:
         """The whole state, as `/status` gives it."""
         now_ms = self._clock.now_ms()
-        exchanges = {name: c.status(now_ms) for name, c in self._collectors.items()}
+        exchanges = {name: c.status(now_ms) for name, c in list(self._fleet.collectors.items())}
         depth = self._outbox.depth()
         gaps: Counter[str] = Counter(open=0, repaired=0, empty=0, lost=0)
         minutes: Counter[str] = Counter(repaired=0, synthetic=0, lost=0)
         dropped: Counter[str] = Counter(self._outbox.dropped)
         dropped.update({f"inbox.{channel}": n for channel, n in self._inbox.dropped.items()})
-        for name, collector in self._collectors.items():
+        for name, collector in list(self._fleet.collectors.items()):
             gaps.update(collector.gaps())
             minutes.update(collector.missing())
             dropped.update({f"{name}.{what}": n for what, n in collector.dropped().items()})
