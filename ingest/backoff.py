@@ -6,6 +6,7 @@ Pure: times and randomness are passed in.
 from __future__ import annotations
 
 import random
+from bisect import insort
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 
@@ -50,9 +51,10 @@ class Backoff:
 class Gate:
     """Says when the next handshake with an exchange may start.
 
-    Handshakes keep a distance. One that hasn't led to data is unproven, and of those only a few a
-    minute are allowed, so that a venue that accepts nobody isn't asked by every lane at once. A
-    refusal closes the gate for all.
+    Handshakes keep a distance. One that hasn't led to data, or only for a moment, is unproven, and
+    of those only a few a minute are allowed, so that a venue that accepts nobody isn't asked by
+    every lane at once. A refusal closes the gate for all. Times are milliseconds of a clock that
+    nobody sets.
 
     >>> gate = Gate()
     >>> gate.start(0)
@@ -88,9 +90,14 @@ class Gate:
         self._unproven.append(now_ms)
 
     def proved(self, start_ms: int) -> None:
-        """The connection whose handshake started at `start_ms` delivers data."""
+        """The connection whose handshake started at `start_ms` has delivered for a while."""
         if start_ms in self._unproven:
             self._unproven.remove(start_ms)
+
+    def failed(self, start_ms: int) -> None:
+        """That connection is over before it was worth its handshake, data or not."""
+        if start_ms not in self._unproven:
+            insort(self._unproven, start_ms)
 
     def close(self, until_ms: int) -> None:
         """Nobody passes before `until_ms`."""

@@ -49,7 +49,8 @@ def synthetic_minute(exchange: str, symbol: str, minute_ms: int, close: float) -
     )  # fmt: skip
 
 
-def _traded(minute: Kline) -> bool:
+def is_traded(minute: Kline) -> bool:
+    """Whether anything was traded in a minute."""
     return minute.trades > 0 if minute.trades is not None else minute.volume > 0
 
 
@@ -86,7 +87,7 @@ def build_candle(minutes: Sequence[Kline], revision: int = 0) -> Ohlcv:
     (5.0, 7.0, 4.0, 6.0, 0.3)
     """
     first, last = minutes[0], minutes[-1]
-    traded = [minute for minute in minutes if _traded(minute)]
+    traded = [minute for minute in minutes if is_traded(minute)]
     if traded:
         prices = (
             traded[0].open,

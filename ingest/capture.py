@@ -1,105 +1,185 @@
-"""Raw capture in cryptofeed's format, and the same bytes through the whole pipeline again.
+"""Raw capture: what an exchange sent, line by line, with the times at which it came.
 
-A capture is a folder with files of one exchange: `{EXCHANGE}.0` has what REST said (`url -> time:
-JSON`), `{EXCHANGE}.ws.N.M` the frames of connection N (`time: text`) between lines that tell of
-connecting (`url <-> time`) and sending (`url <- time: text`). Times are ours, in seconds.
+A capture is a folder. Of each exchange it has what REST said (`url -> time: JSON`), and of each
+connection the frames (`time: text`), what was sent (`url <- time: text`), and between them lines
+that tell of the connection: `url <-> time` that it is being opened, and with more behind it that it
+is `opened`, or `continued: since when` at the beginning of a segment, that it was `closed: cause`,
+that lines were `lost: how many`. Times are ours, in seconds. The lines are cryptofeed's, which
+tells only that a connection is being opened, and skips the rest. Files: `ingest.capture_files`.
 """
 
 from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import orjson
 
+from ingest.capture_files import Part, part_of, read_lines
 from marketdata.errors import ConfigError, Fault
 
-_ANSWER = re.compile(r"(https?://\S+) -> ([\d.]+): (.*)", re.DOTALL)
-_OPENED = re.compile(r"(wss?://\S+) <-> ([\d.]+)")
-_FRAME = re.compile(r"(\d+(?:\.\d+)?): (.*)", re.DOTALL)
+_ANSWER = re.compile(rb"(https?://\S+) -> (\d+(?:\.\d+)?): (.*)", re.DOTALL)
+_TOLD = re.compile(rb"(wss?://\S+|) <-> (\d+(?:\.\d+)?)(?: (.*))?")
+_NO_FRAME = re.compile(rb"$|https?://\S+ (?:->|<-) |wss?://\S+ <- |configuration: ")
+_OPENING = frozenset({b"", b"opened"})
+
+
+INTERVALS = "/intervals"
+"""Ends the address under which hours between fundings, by exchange id, are among the answers."""
+SELECTED = "/selected"
+"""Ends the address under which they have what is collected: `{"pairs": […], "channels": […]}`."""
 
 
 class Frame(NamedTuple):
-    """One line of a connection: `text` is None where the connection was opened, at `url`."""
+    """One line of a connection: a message, or what is told of the connection.
+
+    `text` is None where `told` says what happened: nothing (it is being opened), `opened`,
+    `continued: since when`, `closed: cause`, `lost: lines`. `url` is empty until it is told.
+    """
 
     received_ms: int
     connection: str
     url: str
     text: str | None
+    told: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+class Answer(NamedTuple):
+    """What REST said."""
+
+    received_ms: int
+    url: str
+    value: object
+
+
+@dataclass(slots=True)
 class Capture:
-    """A capture of one exchange on disk."""
+    """A capture of one exchange on disk.
+
+    Attributes
+    ----------
+    damaged
+        Places read so far where lines are cut off, spoilt or none of a capture's; each costs
+        itself.
+    """
 
     exchange: str
-    answers: Mapping[str, object]
-    """What REST said, by URL."""
-    connections: Mapping[str, list[Path]]
-    """Files by connection, in the order of their writing."""
+    metadata: Sequence[Part]
+    connections: Mapping[str, Sequence[Part]]
+    damaged: int = field(default=0, compare=False)
 
-    def frames(self) -> Iterator[Frame]:
-        """Every frame of every connection, by the time of its arrival."""
-        streams = [_frames(name, paths) for name, paths in self.connections.items()]
+    def answers(self) -> Iterator[Answer]:
+        """What REST said, in the order of the files; each once, though every segment repeats it."""
+        seen: set[tuple[bytes, bytes]] = set()
+        for part in self.metadata:
+            for line in self._lines(part.path):
+                match = _ANSWER.fullmatch(line)
+                if match is None:
+                    self.damaged += _NO_FRAME.match(line) is None
+                    continue
+                if match.group(1, 2) in seen:
+                    continue
+                try:
+                    answer = Answer(_ms(match[2]), match[1].decode(), orjson.loads(match[3]))
+                except ValueError:
+                    self.damaged += 1
+                else:
+                    seen.add((match[1], match[2]))
+                    yield answer
+
+    def frames(self, since_ms: int | None = None, *, merging: bool = True) -> Iterator[Frame]:
+        """Every line of every connection, by the time of its coming.
+
+        Parameters
+        ----------
+        since_ms
+            A little more than what has come since: of each connection that is open then, what
+            tells its state.
+        merging
+            Whether that is everything since it was opened, or its address only.
+        """
+        streams = [
+            self._frames(name, parts[self._first(parts, since_ms, merging) :])
+            for name, parts in self.connections.items()
+        ]
         return heapq.merge(*streams, key=lambda frame: frame.received_ms)
+
+    def _first(self, parts: Sequence[Part], since_ms: int | None, merging: bool) -> int:
+        """The part to begin with."""
+        if since_ms is None:
+            return 0
+        for index in reversed(range(len(parts))):
+            if parts[index].start_ms > since_ms:
+                continue
+            told = [
+                match[3] or b""
+                for line in read_lines(parts[index].path)
+                if line is not None and not line[:1].isdigit()
+                if (match := _TOLD.fullmatch(line)) is not None and _ms(match[2]) <= since_ms
+                if not (match[3] or b"").startswith(b"lost:")
+            ]
+            if not told:
+                continue
+            if not merging or told[-1].startswith(b"closed") or set(told) & _OPENING:
+                return index
+            opened_ms = _ms(told[-1].rpartition(b" ")[2])
+            return max((n for n, part in enumerate(parts) if part.start_ms <= opened_ms), default=0)
+        return 0
+
+    def _frames(self, connection: str, parts: Sequence[Part]) -> Iterator[Frame]:
+        url = ""
+        for part in parts:
+            for line in self._lines(part.path):
+                try:
+                    if line[:1].isdigit():
+                        seconds, _, text = line.partition(b": ")
+                        yield Frame(_ms(seconds), connection, url, text.decode())
+                    elif (match := _TOLD.fullmatch(line)) is not None:
+                        url = match[1].decode() or url
+                        told = (match[3] or b"").decode()
+                        yield Frame(_ms(match[2]), connection, url, None, told)
+                    else:
+                        self.damaged += _NO_FRAME.match(line) is None
+                except (ValueError, OverflowError):
+                    self.damaged += 1
+
+    def _lines(self, path: Path) -> Iterator[bytes]:
+        for line in read_lines(path):
+            if line is None:
+                self.damaged += 1
+            else:
+                yield line
 
 
 def open_captures(folder: Path, exchanges: Iterable[str]) -> list[Capture]:
-    """The captures of a folder, by exchange.
+    """The captures of a folder, by exchange: cryptofeed's files, and segments.
 
     Raises
     ------
     ConfigError
-        The folder has frames of none of the exchanges, or a file that is no capture.
+        The folder has frames of none of the exchanges.
     """
     known = list(exchanges)
-    captures = [_open(folder, exchange) for exchange in known]
+    parts = sorted(part for path in folder.iterdir() if (part := part_of(path)) is not None)
+    captures = [_of_exchange(exchange, parts) for exchange in known]
     found = [capture for capture in captures if capture.connections]
     if not found:
-        raise _unusable(folder, "no frames", f"EXCHANGE.ws.N.M, of {', '.join(known)}")
+        valid = f"files EXCHANGE.ws.LANE.N or EXCHANGE.ws.LANE.TIME.gz, of {', '.join(known)}"
+        raise ConfigError("the capture", [Fault(str(folder), None, "no frames", valid)])
     return found
 
 
-def _open(folder: Path, exchange: str) -> Capture:
-    connections: dict[str, list[Path]] = {}
-    for path in sorted(folder.glob(f"{exchange}.ws.*"), key=_part):
-        connections.setdefault(path.name.rpartition(".")[0], []).append(path)
-    answers: dict[str, object] = {}
-    for path in sorted(folder.glob(f"{exchange}.[0-9]*"), key=_part):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            match = _ANSWER.fullmatch(line)
-            if match is not None:
-                try:
-                    answers[match[1]] = orjson.loads(match[3])
-                except orjson.JSONDecodeError as error:
-                    raise _unusable(path, f"an answer that isn't JSON: {error}", "JSON") from error
-    return Capture(exchange, answers, connections)
+def _of_exchange(exchange: str, parts: Sequence[Part]) -> Capture:
+    connections: dict[str, list[Part]] = {}
+    for part in parts:
+        if part.stem.startswith(f"{exchange}.ws."):
+            connections.setdefault(part.stem, []).append(part)
+    return Capture(exchange, [part for part in parts if part.stem == exchange], connections)
 
 
-def _frames(connection: str, paths: list[Path]) -> Iterator[Frame]:
-    url = ""
-    for path in paths:
-        with path.open(encoding="utf-8") as lines:
-            for line in lines:
-                if (match := _FRAME.fullmatch(line.rstrip("\n"))) is not None:
-                    yield Frame(_ms(match[1]), connection, url, match[2])
-                elif (match := _OPENED.match(line)) is not None:
-                    url = match[1]
-                    yield Frame(_ms(match[2]), connection, url, None)
-
-
-def _ms(seconds: str) -> int:
+def _ms(seconds: bytes) -> int:
     return round(float(seconds) * 1000)
-
-
-def _part(path: Path) -> tuple[str, int]:
-    stem, _, part = path.name.rpartition(".")
-    return stem, int(part) if part.isdecimal() else 0
-
-
-def _unusable(path: Path, found: str, valid: str) -> ConfigError:
-    return ConfigError("the capture", [Fault(str(path), None, found, valid)])

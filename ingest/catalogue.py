@@ -77,6 +77,7 @@ class Catalogues:
         self._clock = clock
         self._timeout_s = timeout_s
         self._known: dict[str, Known] = {}
+        self._metadata: dict[str, Mapping[str, object]] = {}
         self._hours: dict[str, Mapping[str, float]] = {}
 
     async def refresh(self, exchange: str) -> Known:
@@ -108,6 +109,10 @@ class Catalogues:
         self._known[exchange] = known
         return known
 
+    def metadata(self, exchange: str) -> Mapping[str, object] | None:
+        """The exchange's own words behind its markets, None before the first `refresh`."""
+        return self._metadata.get(exchange)
+
     async def _fetch(self, source: MetadataSource) -> tuple[Mapping[str, object], Catalogue]:
         try:
             async with self._clock.timeout(self._timeout_s):
@@ -119,6 +124,7 @@ class Catalogues:
         catalogue = source.markets(metadata)
         if not catalogue.markets:
             raise BadMessage(f"{source.exchange}: the market list is empty, expected markets")
+        self._metadata[source.exchange] = metadata
         return metadata, catalogue
 
     async def _fetch_hours(self, source: MetadataSource) -> None:
@@ -142,6 +148,7 @@ class Catalogues:
         try:
             kept = _Kept.model_validate_json(await asyncio.to_thread(path.read_bytes))
             catalogue = source.markets(kept.metadata)
+            self._metadata[source.exchange] = kept.metadata
         except (OSError, ValidationError, BadMessage) as unreadable:
             if not isinstance(error, TransientError):
                 raise error from unreadable

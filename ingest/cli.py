@@ -11,6 +11,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +19,44 @@ import click
 from rich.console import Console
 
 from ingest.clock import Clock
-from ingest.logs import LEVELS, configure_logging
+from ingest.logs import configure_logging
+from ingest.options import config_option, log_option
 from marketdata.config import load_config
 from marketdata.errors import ConfigError, MarketDataError
 from marketdata.settings import Settings
+from readers.times import to_ms
 
 NOT_WELL, WRONG_USE, NOT_THERE = 1, 2, 3
 STATUS_TIMEOUT_S = 5.0
+MILLISECONDS_DIGITS = 12
+_TIMES = "UTC, such as 2026-11-20T10:00, or milliseconds"
 
 _errors = Console(stderr=True, highlight=False)
+
+
+_ELSEWHERE = {
+    "audit": "ingest.audit_command",
+    "backfill": "ingest.backfill_command",
+    "compare": "ingest.compare_command",
+    "simulate": "ingest.simulator.command",
+}
 
 
 class _Commands(click.Group):
     """Turns the platform's errors into one message and an exit code; no traceback.
 
-    The simulator's command is imported when it is asked for: the service stays small without it.
+    Commands with a module of their own are imported when they are asked for: the service stays
+    small without them.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), "simulate"])
+        return sorted([*super().list_commands(ctx), *_ELSEWHERE])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name == "simulate":
-            from ingest.simulator.command import simulate
-
-            return simulate
-        return super().get_command(ctx, cmd_name)
+        if cmd_name not in _ELSEWHERE:
+            return super().get_command(ctx, cmd_name)
+        command: click.Command = getattr(import_module(_ELSEWHERE[cmd_name]), cmd_name)
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -54,23 +67,6 @@ class _Commands(click.Group):
         except MarketDataError as error:
             click.echo(f"ingest: {error}", err=True)
             ctx.exit(NOT_THERE)
-
-
-def config_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`--config`: left out, MARKETDATA_CONFIG, then config.yaml."""
-    return click.option(
-        "--config",
-        "config_path",
-        type=click.Path(path_type=Path),
-        help="The configuration. Left out: MARKETDATA_CONFIG, then config.yaml.",
-    )(command)
-
-
-def log_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`--log-level`."""
-    return click.option(
-        "--log-level", type=click.Choice(LEVELS), default="info", show_default=True
-    )(command)
 
 
 def run_until_stopped(work: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
@@ -125,8 +121,8 @@ def run(config_path: Path | None, log_level: str) -> None:
 @config_option
 def check(config_path: Path | None) -> None:
     """Validate the configuration and print the connection plan; touches nothing."""
-    from ingest.collector import plan_without_connecting
     from ingest.display import plan_view
+    from ingest.plan import plan_without_connecting
 
     settings = load_config(config_path)
     lanes, notes = plan_without_connecting(settings)
@@ -195,6 +191,16 @@ def record(config_path: Path | None, log_level: str, into: Path, seconds: float 
     run_until_stopped(lambda stop: record_capture(settings, Clock(), into, stop, seconds))
 
 
+def _time(context: click.Context, option: click.Parameter, text: str | None) -> int | None:
+    """A time of the command line, as UTC milliseconds."""
+    if text is None:
+        return None
+    try:
+        return int(text) if text.isdecimal() and len(text) >= MILLISECONDS_DIGITS else to_ms(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r}; valid: {_TIMES}") from None
+
+
 @main.command()
 @log_option
 @click.argument("capture", type=click.Path(path_type=Path, file_okay=False, exists=True))
@@ -204,12 +210,15 @@ def record(config_path: Path | None, log_level: str, into: Path, seconds: float 
     required=True,
     help="The SQLite store that the result goes into.",
 )
-def replay(log_level: str, capture: Path, into: Path) -> None:
+@click.option("--since", callback=_time, help=f"Of the capture's time: {_TIMES}.")
+@click.option("--until", callback=_time, help="The first moment that is left out.")
+def replay(log_level: str, capture: Path, into: Path, since: int | None, until: int | None) -> None:
     """Send a capture's bytes through the whole pipeline, at the times of their arrival."""
     from ingest.replaying import replay_capture
 
     configure_logging(log_level)
-    for exchange, counts in asyncio.run(replay_capture(capture, into)).items():
+    replayed = asyncio.run(replay_capture(capture, into, since_ms=since, until_ms=until))
+    for exchange, counts in replayed.items():
         figures = ", ".join(f"{what} {count:,}" for what, count in counts.items())
         click.echo(f"{exchange}: {figures}")
 

@@ -28,6 +28,10 @@ class Clock:
             return int(time.time() * 1000)
         return int(self._start_ms + (time.monotonic() - self._world_start) * 1000 * self.speed)
 
+    def monotonic_ms(self) -> int:
+        """Milliseconds since some moment: it only runs forward, whoever sets the host's clock."""
+        return int((time.monotonic() - self._world_start) * 1000 * self.speed)
+
     async def sleep(self, seconds: float) -> None:
         """Sleep `seconds` of this clock."""
         await asyncio.sleep(max(0.0, seconds) / self.speed)

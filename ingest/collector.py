@@ -1,50 +1,69 @@
-"""Everything of one exchange: its markets, the feed that streams them, the repair behind it.
+"""Everything of one exchange: its markets, the feed that streams them, and what completes it.
 
-A change of pairs starts a second feed beside the running one, waits for its data, and only then
-ends the first; what both deliver in between is the same minute twice, which changes nothing.
+What completes it: minutes (`repair`), mark candles (`marks`), settlements (`settlements`), and the
+watch over all of it (`sentinel`). Every half a minute the collector looks whether other pairs are
+wanted, or the exchange lists other markets, and has everyone follow.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
 import structlog
 from cryptofeed.feedhandler import FeedHandler
 
 from ingest.backends import InboxBackend
 from ingest.backoff import Backoff, Gate
 from ingest.budget import Budgets
+from ingest.capture import INTERVALS, SELECTED
+from ingest.capture_writer import CaptureWriter
 from ingest.catalogue import Catalogues
 from ingest.clock import Clock
+from ingest.discovery import Discovery
 from ingest.exchanges import EXCHANGES
 from ingest.exchanges.base import SupervisedFeed
 from ingest.hot import HotState
 from ingest.inbox import Inbox
+from ingest.lanes import Lane
+from ingest.marks import MarkRepairer
+from ingest.model import Event
 from ingest.outbox import Outbox
 from ingest.pipeline import Pipeline
-from ingest.repair import Repairer, StoredRows
-from ingest.selection import Selection, resolve, select
+from ingest.repair import Repairer
+from ingest.selection import Selection, select
+from ingest.sentinel import Sentinel
+from ingest.settlements import Settler
+from ingest.sinks.base import Marker
 from ingest.status import exchange_status
-from ingest.supervision import Lane
-from marketdata.errors import ExchangeUnavailable
-from marketdata.pairs import Catalogue, Market, MarketKind
-from marketdata.settings import ExchangeSettings, Settings
+from ingest.stored import StoredRows
+from marketdata.errors import ConfigError, ExchangeUnavailable, MarketDataError, StoreUnavailable
+from marketdata.pairs import Catalogue, Market
+from marketdata.schema import Gap, GapState, MarkPrice
+from marketdata.settings import ExchangeSettings
 
 log = structlog.get_logger()
 
 REFRESH_S = 300.0
-"""How often metadata is fetched anew: funding intervals change during the day."""
-SWAP_S = 15.0
-"""How long the old feed waits for the new one's data."""
+"""How often metadata is fetched anew: listings and funding intervals change during the day."""
+DISCOVER_S = 30.0
+"""How often it is asked which pairs are wanted."""
+NEVER_BEFORE_MS = 7 * 86_400_000
+"""How far back the last tick of an earlier run is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What all collectors of a service share."""
+    """What all collectors of a service share.
+
+    `announce` takes markers for consumers; `reached` tells whether an exchange other than the one
+    named answers at all; `capture` keeps the raw messages, and what their names mean.
+    """
 
     clock: Clock
     inbox: Inbox
@@ -56,6 +75,9 @@ class Parts:
     folder: Path
     lookback_ms: int
     redis_url: str | None
+    announce: Callable[[Sequence[Marker]], None]
+    reached: Callable[[str], bool]
+    capture: CaptureWriter | None
 
 
 class Collector:
@@ -74,22 +96,31 @@ class Collector:
         self._proxy = None if proxy is None else proxy.get_secret_value()
         self._rest = self._adapter.rest(parts.budgets, parts.clock, settings.rest_url, self._proxy)
         self._catalogues = Catalogues(parts.folder / "markets", [self._rest], parts.clock)
-        self._repairer = Repairer(
+        self._discovery = self._discover(settings)
+        self.sentinel = Sentinel(
             exchange,
             self._rest,
-            parts.stored,
-            parts.pipeline,
-            parts.outbox,
+            lambda: self._feed,
+            lambda: parts.reached(exchange),
+            parts.clock,
+        )
+        shared = (exchange, self._rest, parts.stored, parts.pipeline, parts.outbox)
+        self._repairer = Repairer(
+            *shared, self.sentinel.freshness, parts.clock, lookback_ms=parts.lookback_ms
+        )
+        self._marks = MarkRepairer(
+            *shared,
             parts.clock,
             lookback_ms=parts.lookback_ms,
+            ahead_ms=lambda: self.sentinel.freshness.offset.ms,
         )
+        self._settler = Settler(*shared, parts.hot, parts.clock, lookback_ms=parts.lookback_ms)
         self._gate = Gate()
         self._catalogue: Catalogue | None = None
         self._markets: Mapping[str, Market] = {}
         self._feed: SupervisedFeed | None = None
-        self._handler: FeedHandler | None = None
-        self._since_ms = parts.clock.now_ms()
-        self._reconcile = asyncio.Lock()
+        self._following = asyncio.Lock()
+        self._dropped = 0
 
     async def prepare(self) -> None:
         """Learn the exchange's markets, from itself or from what was kept, and select ours.
@@ -102,18 +133,20 @@ class Collector:
             None of the wanted pairs is listed.
         """
         backoff = Backoff(base_s=1.0, cap_s=60.0)
-        while self._catalogue is None:
+        while not self._markets:
             try:
-                self._catalogue = (await self._catalogues.refresh(self._exchange)).catalogue
+                catalogue = (await self._catalogues.refresh(self._exchange)).catalogue
+                wanted = await self._discovery.wanted(catalogue)
             except ExchangeUnavailable as error:
                 delay_s = max(error.retry_after_s or 0.0, backoff.next_s())
                 log.warning(
                     "no_metadata", exchange=self._exchange, cause=str(error), next_try_s=delay_s
                 )
                 await self._parts.clock.sleep(delay_s)
-        selection = await self._select(self._catalogue)
-        self._markets = selection.markets
-        self.notes = selection.left_out
+                continue
+            self._catalogue = catalogue
+            selection = select(self._exchange, wanted, catalogue)
+            self._markets, self.notes = selection.markets, selection.left_out
 
     def lanes(self) -> Sequence[Lane]:
         """The connections that the selected pairs need."""
@@ -126,33 +159,47 @@ class Collector:
         await self.prepare()
         for note in self.notes:
             log.warning("pair_left_out", exchange=self._exchange, reason=note)
-        await self._repairer.follow(self._repaired())
-        self._handler = handler
-        self._feed = self._start(handler, self._markets)
+        self._parts.pipeline.observers[self._exchange] = self._observe
+        feed = self._feed = self._start(handler)
+        await self._have_all_follow()
+        tasks = {
+            "repair": self._repairer.run,
+            "settle": self._settler.run,
+            "probe": self.sentinel.probe,
+            "watch": self._watch,
+            "refresh": self._refresh,
+            "discover": self._look_for_pairs,
+            "resume": self._resume_ticks,
+        }
+        if "mark_price" in self._settings.channels:
+            tasks["marks"] = self._marks.run
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._repairer.run(), name=f"repair.{self._exchange}")
-                tasks.create_task(self._refresh(), name=f"refresh.{self._exchange}")
+            async with asyncio.TaskGroup() as group:
+                for name, task in tasks.items():
+                    group.create_task(task(), name=f"{name}.{self._exchange}")
         finally:
-            await self._stop(handler, self._feed)
+            handler.feeds.remove(feed)
+            await feed.shutdown()
 
     async def reconcile(self, settings: ExchangeSettings) -> None:
-        """Follow a changed list of pairs; the other settings of an exchange need a restart.
+        """Follow changed pairs; the other settings of an exchange need a restart.
 
         Raises
         ------
         ConfigError
             None of the wanted pairs is listed; the pairs in force stay.
         """
-        async with self._reconcile:
-            if self._catalogue is None or self._handler is None or self._feed is None:
-                return
-            if settings.pairs == self._settings.pairs:
-                return
-            wanted = self._settings.model_copy(update={"pairs": settings.pairs})
-            selection = await self._select(self._catalogue, wanted)
-            await self._swap(self._handler, self._feed, selection)
-            self._settings = wanted
+        if settings.pairs == self._settings.pairs:
+            return
+        changed = self._settings.model_copy(update={"pairs": settings.pairs})
+        discovery, before = self._discover(changed), self._discovery
+        self._discovery = discovery
+        try:
+            await self._follow_wanted()
+        except ConfigError:
+            self._discovery = before
+            raise
+        self._settings = changed
 
     async def close(self) -> None:
         """Close the REST connections."""
@@ -160,20 +207,19 @@ class Collector:
 
     def status(self, now_ms: int) -> dict[str, Any]:
         """This exchange's part of `/status`."""
-        channels = {
-            pair: self._adapter.channels_of(market, self._settings.channels)
-            for pair, market in self._markets.items()
-        }
         lanes = [] if self._feed is None else self._feed.lane_statuses()
-        return exchange_status(
-            self._exchange, lanes, channels, self._parts.hot,
-            now_ms=now_ms, since_ms=self._since_ms,
-        )  # fmt: skip
+        return exchange_status(lanes, self.sentinel.freshness, now_ms=now_ms)
 
-    def gaps(self) -> dict[str, int]:
-        """Missing minutes: `open`, `repaired`, `lost`."""
+    def gaps(self) -> Counter[str]:
+        """Gaps of all channels by state."""
+        ledger, outages = self._repairer.watch.ledger, self.sentinel.judge.outages
+        found = Counter({"open": ledger.open + outages.open})
+        return found + Counter(ledger.closed) + Counter(outages.closed)
+
+    def missing(self) -> Counter[str]:
+        """Minutes that were missing, by what became of them."""
         counts = self._repairer.counts
-        return {"open": counts.open, "repaired": counts.repaired, "lost": counts.lost}
+        return Counter(repaired=counts.repaired, synthetic=counts.synthetic, lost=counts.lost)
 
     def dropped(self) -> Mapping[str, int]:
         """Messages and topics that could not be used, by kind."""
@@ -183,20 +229,19 @@ class Collector:
         """The market of a pair that is collected."""
         return self._markets.get(pair)
 
-    async def _select(
-        self, catalogue: Catalogue, settings: ExchangeSettings | None = None
-    ) -> Selection:
-        pairs = (settings or self._settings).pairs
-        wanted = await resolve(pairs, catalogue, self._rest, self._parts.redis_url)
-        return select(self._exchange, wanted, catalogue)
+    def _discover(self, settings: ExchangeSettings) -> Discovery:
+        parts = self._parts
+        return Discovery(self._exchange, settings.pairs, self._rest, parts.redis_url, parts.clock)
 
-    def _repaired(self) -> Mapping[str, Market]:
-        return self._markets if "candles" in self._settings.channels else {}
+    def _observe(self, event: Event, received_ms: int) -> None:
+        self.sentinel.judge.observe(event, received_ms)
+        if isinstance(event, MarkPrice):
+            self._marks.feed(event)
 
-    def _start(self, handler: FeedHandler, markets: Mapping[str, Market]) -> SupervisedFeed:
+    def _start(self, handler: FeedHandler) -> SupervisedFeed:
         backend = InboxBackend(self._parts.inbox)
         feed = self._adapter.feed(
-            list(markets.values()),
+            list(self._markets.values()),
             self._settings.channels,
             dict.fromkeys(self._settings.channels, backend),
             self._parts.clock,
@@ -205,67 +250,130 @@ class Collector:
             http_proxy=self._proxy,
         )
         handler.add_feed(feed)
-        self._since_ms = self._parts.clock.now_ms()
         return feed
 
-    async def _stop(self, handler: FeedHandler, feed: SupervisedFeed) -> None:
-        handler.feeds.remove(feed)
-        await feed.shutdown()
+    async def _have_all_follow(self) -> None:
+        """Everyone behind the feed follows the selected pairs."""
+        markets, channels = self._markets, self._settings.channels
+        wanted = {pair: self._adapter.channels_of(m, channels) for pair, m in markets.items()}
+        self.sentinel.judge.follow(wanted, self._parts.clock.now_ms())
+        await self._repairer.follow(markets if "candles" in channels else {})
+        await self._marks.follow(markets if "mark_price" in channels else {})
+        self._tell_capture()
+        await self._settler.follow(markets if "funding" in channels else {})
 
-    async def _swap(self, handler: FeedHandler, old: SupervisedFeed, selection: Selection) -> None:
-        """Replace the running feed by one of other pairs, without a hole for those that stay."""
+    def _tell_capture(self) -> None:
+        """What a replay needs to know of the frames: what the names mean, and what was wanted."""
+        capture, known = self._parts.capture, self._catalogues.metadata(self._exchange)
+        if capture is None or known is None:
+            return
+        address = self._rest.client.address
+        hours = {m.id: m.interval_hours for m in self._markets.values() if m.interval_hours}
+        selected = {"pairs": list(self._markets), "channels": list(self._settings.channels)}
+        capture.metadata(self._exchange, f"{address}/markets", orjson.dumps(known))
+        capture.metadata(self._exchange, address + INTERVALS, orjson.dumps(hours))
+        capture.metadata(self._exchange, address + SELECTED, orjson.dumps(selected))
+
+    async def _watch(self) -> None:
+        """Judge once a second; tell consumers and the store what has changed."""
+        while True:
+            await self._parts.clock.sleep(1.0)
+            self._note_dropped()
+            markers = self.sentinel.look()
+            self._settle_outages()
+            gaps = self.sentinel.judge.outages.rows() + self._repairer.watch.ledger.rows()
+            await self._parts.pipeline.put_rows({"gap": gaps})
+            self._parts.announce([*markers, *map(_marker, gaps)])
+
+    def _note_dropped(self) -> None:
+        dropped = sum(self.dropped().values()) + self._parts.inbox.dropped["candles"]
+        if dropped > self._dropped:
+            self._repairer.watch.dropped(self._parts.clock.now_ms())
+        self._dropped = dropped
+
+    def _settle_outages(self) -> None:
+        """Lost marks come back as mark candles; lost funding ticks can't be had again."""
+        outages, now_ms = self.sentinel.judge.outages, self._parts.clock.now_ms()
+        for key, gap in outages.ended():
+            state: GapState = "lost"
+            if gap.channel == "mark_price":
+                state = self._marks.state(gap.symbol, gap.time, gap.until_ms)
+            if state != "open":
+                outages.settle(key, gap.time, state, now_ms)
+
+    async def _resume_ticks(self) -> None:
+        """What an earlier run has stored last tells since when ticks are missing."""
+        now_ms = self._parts.clock.now_ms()
+        for pair, channels in self.sentinel.freshness.channels().items():
+            for channel, measurement in (
+                ("mark_price", "mark_price"),
+                ("funding", "funding_rate"),
+            ):
+                if channel not in channels:
+                    continue
+                where = (measurement, self._exchange, pair, now_ms - NEVER_BEFORE_MS, now_ms)
+                try:
+                    rows = await asyncio.to_thread(self._parts.stored.rows, *where, 1)
+                except StoreUnavailable as error:
+                    log.warning("restart_gap_unknown", pair=pair, cause=str(error))
+                    return
+                if rows:
+                    key = (self._exchange, pair, channel)
+                    self.sentinel.judge.resume_after_restart(key, rows[-1].time, now_ms)
+
+    async def _look_for_pairs(self) -> None:
+        while True:
+            await self._parts.clock.sleep(DISCOVER_S)
+            try:
+                await self._follow_wanted()
+            except MarketDataError as error:
+                log.warning("pairs_kept", exchange=self._exchange, cause=str(error))
+
+    async def _follow_wanted(self) -> None:
+        """Collect what is wanted now, of what is listed now."""
+        async with self._following:
+            if self._catalogue is None or self._feed is None:
+                return
+            wanted = await self._discovery.wanted(self._catalogue)
+            selection = select(self._exchange, wanted, self._catalogue)
+            self.notes = selection.left_out
+            if selection.markets.keys() != self._markets.keys():
+                await self._change(self._feed, selection)
+
+    async def _change(self, feed: SupervisedFeed, selection: Selection) -> None:
         gone = self._markets.keys() - selection.markets.keys()
-        new = self._start(handler, selection.markets)
-        try:
-            async with self._parts.clock.timeout(SWAP_S):
-                await new.wait_for_data()
-        except TimeoutError:
-            log.warning("swap_without_data", exchange=self._exchange, waited_s=SWAP_S)
-        self._feed, self._markets, self.notes = new, selection.markets, selection.left_out
-        await self._stop(handler, old)
+        new = selection.markets.keys() - self._markets.keys()
+        self._markets = selection.markets
+        await feed.follow(list(selection.markets.values()))
         self._parts.hot.forget((self._exchange, pair) for pair in gone)
-        await self._repairer.follow(self._repaired())
-        log.info("pairs_changed", exchange=self._exchange, pairs=len(self._markets), gone=len(gone))
+        await self._have_all_follow()
+        log.info("pairs_changed", exchange=self._exchange, new=sorted(new), gone=sorted(gone))
 
     async def _refresh(self) -> None:
-        """Keep funding intervals and listings up to date."""
+        """Keep listings and funding intervals up to date."""
         while True:
             await self._parts.clock.sleep(REFRESH_S)
-            catalogue = (await self._catalogues.refresh(self._exchange)).catalogue
-            self._catalogue = catalogue
-            self._markets = {
-                pair: catalogue.by_pair.get(pair, market) for pair, market in self._markets.items()
-            }
+            try:
+                known = await self._catalogues.refresh(self._exchange)
+            except MarketDataError as error:
+                log.warning("metadata_kept", exchange=self._exchange, cause=str(error))
+                continue
+            self._catalogue = known.catalogue
+            by_pair = known.catalogue.by_pair
+            self._markets = {p: by_pair.get(p, market) for p, market in self._markets.items()}
             if self._feed is not None:
-                self._feed.set_intervals(
-                    {pair: market.interval_hours for pair, market in self._markets.items()}
-                )
+                self._feed.set_intervals({p: m.interval_hours for p, m in self._markets.items()})
+            self._tell_capture()
 
 
-def plan_without_connecting(
-    settings: Settings,
-) -> tuple[dict[str, Sequence[Lane]], list[str]]:
-    """The connections that a configuration needs, without asking anyone.
-
-    Exchange ids are guessed from the pairs' names, which is good enough to count with.
-    """
-    lanes: dict[str, Sequence[Lane]] = {}
-    notes: list[str] = []
-    for exchange, wanted in settings.exchanges.items():
-        if isinstance(wanted.pairs, tuple):
-            markets = [_guessed(exchange, pair) for pair in wanted.pairs]
-            lanes[exchange] = EXCHANGES[exchange].plan(markets, wanted.channels, wanted.ws_url)
-        else:
-            notes.append(f"{exchange}: its pairs are chosen when the service starts")
-    return lanes, notes
-
-
-def _guessed(exchange: str, pair: str) -> Market:
-    names, _, settled = pair.partition(":")
-    base, _, quote = names.partition("/")
-    settle, _, expiry = settled.partition("-")
-    kind: MarketKind = "spot" if not settle else "future" if expiry else "perpetual"
-    return Market(
-        exchange=exchange, kind=kind, id=base + quote, pair=pair, base=base, quote=quote,
-        settle=settle or None, expiry_ms=None, active=True, listed_ms=None, interval_hours=None,
-    )  # fmt: skip
+def _marker(gap: Gap) -> Marker:
+    return {
+        "kind": "gap",
+        "exchange": gap.exchange,
+        "symbol": gap.symbol,
+        "channel": gap.channel,
+        "start_ms": gap.time,
+        "until_ms": gap.until_ms,
+        "reason": gap.reason,
+        "state": gap.state,
+    }

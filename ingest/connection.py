@@ -2,7 +2,8 @@
 
 It differs from cryptofeed's own in what supervision needs: `ws://` is accepted, a proxy is used,
 reading is bounded, the end of a connection is an error that says how it ended, and nothing of it
-outlives its owner. cryptofeed's raw capture (`Connection.raw_data_callback`) works as ever.
+outlives its owner. cryptofeed's raw capture (`Connection.raw_data_callback`) works as ever; one
+that has a method `told` also learns when a connection is open and how it ended.
 
 Proxies come from the configuration only. The environment's `HTTPS_PROXY` is not looked at: which
 address an exchange sees is a decision of the operator, since bans hit addresses.
@@ -10,7 +11,9 @@ address an exchange sees is a decision of the operator, since bans hit addresses
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import ClassVar
 
 from cryptofeed import exceptions as cryptofeed_errors
 from cryptofeed.connection import WSAsyncConn
@@ -28,7 +31,9 @@ from marketdata.errors import ExchangeUnavailable, RateLimited
 
 HANDSHAKE_S = 10.0
 CLOSE_S = 2.0
-PING_INTERVAL_S = 20.0
+PING_INTERVAL_S = 4.0
+PING_TIMEOUT_S = 7.0
+"""A peer that is gone without a word is noticed after both, and `CLOSE_S`, at the latest."""
 MAX_MESSAGE_BYTES = 4 * 2**20
 """Binance's all-market frame has some 130 KiB."""
 MAX_QUEUED_MESSAGES = 256
@@ -43,7 +48,7 @@ class FeedConnection(WSAsyncConn):  # type: ignore[misc]
     ----------
     conn_id
         Names the connection in logs and its file in a raw capture, so it stays the same from one
-        opening to the next: `BYBIT.ws.linear-1`.
+        opening to the next: `BYBIT.ws.linear-1`. While another opening of it lasts: `…-1~2`.
     topics
         What is subscribed on it; cryptofeed calls it the subscription.
     ping_timeout_s
@@ -56,6 +61,8 @@ class FeedConnection(WSAsyncConn):  # type: ignore[misc]
         Why the exchange asks to be left, once it has; the supervisor then plans a reconnect.
     """
 
+    _names: ClassVar[set[str]] = set()
+
     def __init__(
         self,
         address: str,
@@ -64,7 +71,7 @@ class FeedConnection(WSAsyncConn):  # type: ignore[misc]
         *,
         topics: Sequence[str] = (),
         http_proxy: str | None = None,
-        ping_timeout_s: float | None = 20.0,
+        ping_timeout_s: float | None = PING_TIMEOUT_S,
     ) -> None:
         # Without cryptofeed's constructors: they refuse ws://, and keep every connection ever made
         # in memory (atexit).
@@ -76,6 +83,8 @@ class FeedConnection(WSAsyncConn):  # type: ignore[misc]
         self.sent = self.received = 0
         self.last_message: float | None = None
         self.notice: str | None = None
+        self._told_closed = True
+        self._cause = "by us"
         self._clock = clock
         self.ws_kwargs = {
             "compression": None,
@@ -87,6 +96,27 @@ class FeedConnection(WSAsyncConn):  # type: ignore[misc]
             "max_size": MAX_MESSAGE_BYTES,
             "max_queue": MAX_QUEUED_MESSAGES,
         }
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[FeedConnection]:
+        """Open it for as long as the block lasts; errors as `receive`."""
+        with self._name_of_its_own():
+            self._told_closed = False
+            try:
+                async with super().connect():
+                    self._tell("opened")
+                    yield self
+            except ExchangeUnavailable as error:
+                self._cause = str(error)
+                raise
+            finally:
+                self.tell_closed(self._cause)
+
+    def tell_closed(self, cause: str) -> None:
+        """Tell a raw capture that this is the connection's end, and why; the first word counts."""
+        if not self._told_closed:
+            self._told_closed = True
+            self._tell(f"closed: {cause}")
 
     async def receive(self) -> tuple[bytes, float]:
         """The next message, and when it came: seconds of our clock.
@@ -102,6 +132,8 @@ class FeedConnection(WSAsyncConn):  # type: ignore[misc]
         try:
             message: bytes = await socket.recv(decode=False)
         except ConnectionClosed as closed:
+            if self.conn is socket:
+                self._cause = str(closed)
             raise ExchangeUnavailable(f"{self.id}: {closed}") from closed
         self.received += 1
         self.last_message = received_s = self._clock.now_ms() / 1000
@@ -125,6 +157,25 @@ class FeedConnection(WSAsyncConn):  # type: ignore[misc]
             await socket.close()
         finally:
             socket.transport.abort()
+
+    def _tell(self, what: str) -> None:
+        told = getattr(self.raw_data_callback, "told", None)
+        if told is not None:
+            told(what, self._clock.now_ms() / 1000, self.id, self.address)
+
+    @contextmanager
+    def _name_of_its_own(self) -> Iterator[None]:
+        """Two openings of a lane, one about to replace the other, are told apart by name."""
+        name, number = self.id, 1
+        while name in self._names:
+            number += 1
+            name = f"{self.id}~{number}"
+        self._names.add(name)
+        self.id = name
+        try:
+            yield
+        finally:
+            self._names.remove(name)
 
     async def _open(self) -> None:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,7 +11,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ingest.supervision import Lane
+from ingest.lanes import Lane
+from ingest.trouble import troubles
 
 Json = Mapping[str, Any]
 
@@ -19,7 +20,7 @@ _COLOURS = {
     "live": "green", "quiet": "green", "starting": "cyan",
     "late": "yellow", "disconnected": "red", "venue_down": "red", "down": "red",
 }  # fmt: skip
-_WORST_PAIRS = 12
+_MOST_TROUBLES = 12
 
 
 def state_text(state: str) -> Text:
@@ -51,7 +52,7 @@ def status_view(status: Json) -> RenderableType:
         f"  {datetime.fromtimestamp(now_ms / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC",
         f"  up {age_text(now_ms - status['started_ms'])}",
     )
-    return Group(head, _exchanges(status), _pairs(status), _delivery(status))
+    return Group(head, _wrong(status), _exchanges(status), _pairs(status), _delivery(status))
 
 
 def status_line(status: Json) -> str:
@@ -63,7 +64,7 @@ def status_line(status: Json) -> str:
     return (
         f"{status['state']}: {pairs} pairs, {live} of {len(lanes)} connections live, "
         f"{store['accepted']:,} rows stored, {outbox['rows']:,} waiting, "
-        f"{gaps['open']:,} minutes missing, {gaps['repaired']:,} repaired"
+        f"{gaps['open']:,} gaps open, {status['minutes']['repaired']:,} minutes fetched by REST"
     )
 
 
@@ -103,23 +104,24 @@ def _pairs(status: Json) -> Table:
             )
             oldest = max((cell["age_ms"] for cell in cells if cell["age_ms"]), default=None)
             table.add_row(name, channel, str(len(cells)), states, age_text(oldest))
-    for line in _trouble(status):
-        table.add_row(*line)
     return table
 
 
-def _trouble(status: Json) -> Iterable[tuple[str, str, str, Text, str]]:
-    """The pairs that are not as they should be, at most a dozen."""
-    found = [
-        (name, channel, pair, state_text(cell["state"]), age_text(cell["age_ms"]))
-        for name, exchange in status["exchanges"].items()
-        for pair, channels in exchange["pairs"].items()
-        for channel, cell in channels.items()
-        if cell["state"] in ("late", "disconnected", "venue_down")
-    ]
-    yield from found[:_WORST_PAIRS]
-    if len(found) > _WORST_PAIRS:
-        yield ("", "", f"… {len(found) - _WORST_PAIRS} more", Text(), "")
+def _wrong(status: Json) -> RenderableType:
+    """What is wrong, since when, and what is being done about it."""
+    found = troubles(status)
+    if not found:
+        return Text("nothing is wrong", style="green")
+    table = Table(title="what is wrong", title_justify="left", expand=False)
+    for column in ("what", "since", "what is being done"):
+        table.add_column(column, overflow="fold")
+    now_ms = status["now_ms"]
+    for trouble in found[:_MOST_TROUBLES]:
+        since = "" if trouble.since_ms is None else age_text(now_ms - trouble.since_ms)
+        table.add_row(trouble.what, since, trouble.doing)
+    if len(found) > _MOST_TROUBLES:
+        table.add_row(f"… {len(found) - _MOST_TROUBLES} more", "", "")
+    return table
 
 
 def _delivery(status: Json) -> Table:
@@ -134,8 +136,10 @@ def _delivery(status: Json) -> Table:
     table.add_row("outbox", Text(""), figures)
     if status["redis"]["state"] is not None:
         table.add_row("redis", state_text(status["redis"]["state"]), "")
-    figures = f"{gaps['open']:,} open, {gaps['repaired']:,} repaired, {gaps['lost']:,} lost"
-    table.add_row("minutes missing", Text(""), figures)
+    table.add_row("gaps", Text(""), ", ".join(f"{n:,} {state}" for state, n in gaps.items()))
+    minutes = status["minutes"]
+    figures = ", ".join(f"{n:,} {what}" for what, n in minutes.items())
+    table.add_row("missing minutes", Text(""), figures)
     for what, count in status["dropped"].items():
         table.add_row("dropped", Text(""), f"{what}: {count:,}")
     return table

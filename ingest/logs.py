@@ -10,6 +10,26 @@ import structlog
 LEVELS = ("debug", "info", "warning", "error")
 
 
+class OncePerOutage:
+    """Warns of the first failure in a row; the others are for those who debug.
+
+    An outage of an hour is one line in the log, whoever meets it however often.
+    """
+
+    def __init__(self, log: structlog.typing.FilteringBoundLogger) -> None:
+        self._log = log
+        self._warned = False
+
+    def failed(self, event: str, **facts: object) -> None:
+        """Something has failed, possibly once more."""
+        (self._log.debug if self._warned else self._log.warning)(event, **facts)
+        self._warned = True
+
+    def over(self) -> None:
+        """It works again."""
+        self._warned = False
+
+
 def configure_logging(level: str = "info") -> None:
     """Send our events, and what cryptofeed and its libraries log, to stderr."""
     numeric = logging.getLevelNamesMapping()[level.upper()]

@@ -42,6 +42,9 @@ class StatusMetrics(Collector):
 
 
 def _exchange_metrics(status: Mapping[str, Any]) -> Iterator[Metric]:
+    clocks = GaugeMetricFamily(
+        "ingest_clock_ahead_ms", "The exchange's clock less ours", labels=["exchange"]
+    )
     channels = GaugeMetricFamily(
         "ingest_channels", "Pairs' channels by state", labels=["exchange", "channel", "state"]
     )
@@ -57,6 +60,7 @@ def _exchange_metrics(status: Mapping[str, Any]) -> Iterator[Metric]:
         "ingest_reconnects", "Connections that were replaced", labels=["exchange"]
     )
     for name, exchange in status["exchanges"].items():
+        clocks.add_metric([name], exchange["clock_ahead_ms"])
         states: Counter[tuple[str, str]] = Counter()
         oldest: dict[str, int] = {}
         for pair in exchange["pairs"].values():
@@ -72,7 +76,7 @@ def _exchange_metrics(status: Mapping[str, Any]) -> Iterator[Metric]:
             connections.add_metric([name, state], up[state])
         total = sum(connection["reconnects"] for connection in exchange["connections"])
         reconnects.add_metric([name], total)
-    yield from (channels, ages, connections, reconnects)
+    yield from (clocks, channels, ages, connections, reconnects)
 
 
 def _store_metrics(status: Mapping[str, Any]) -> Iterator[Metric]:
@@ -92,9 +96,15 @@ def _store_metrics(status: Mapping[str, Any]) -> Iterator[Metric]:
     size = GaugeMetricFamily("ingest_outbox_bytes", "Size of the rows in the outbox")
     size.add_metric([], outbox["bytes"])
     yield size
-    minutes = GaugeMetricFamily("ingest_gap_minutes", "Missing minutes by state", labels=["state"])
+    gaps = GaugeMetricFamily("ingest_gaps", "Gaps of all channels by state", labels=["state"])
     for state, count in status["gaps"].items():
-        minutes.add_metric([state], count)
+        gaps.add_metric([state], count)
+    yield gaps
+    minutes = CounterMetricFamily(
+        "ingest_minutes", "Minutes fetched by REST, by what became of them", labels=["outcome"]
+    )
+    for outcome, count in status["minutes"].items():
+        minutes.add_metric([outcome], count)
     yield minutes
     dropped = CounterMetricFamily("ingest_dropped", "What was dropped, by reason", labels=["what"])
     for what, count in status["dropped"].items():

@@ -33,6 +33,7 @@ APPEND_RETRY_S = 1.0
 _MEASUREMENT = {"FundingRate": "funding_rate", "MarkPrice": "mark_price", "LastPrice": "last_price"}
 
 Listener = Callable[[Sequence[Ohlcv]], None]
+Observer = Callable[[Event, int], None]
 
 
 class Pipeline:
@@ -43,6 +44,7 @@ class Pipeline:
     listeners
         Called with the 3-minute candles of each commit, after it is on disk.
 
+    `observers` are told of every event of their exchange and when it was received.
     `counts` has `events`, `too_old` (a stream's minute before the horizon: repair brings it) and
     rows by measurement.
     """
@@ -57,6 +59,7 @@ class Pipeline:
         listeners: Sequence[Listener] = (),
     ) -> None:
         self.counts: Counter[str] = Counter()
+        self.observers: dict[str, Observer] = {}
         self.books: defaultdict[PairKey, CandleBook] = defaultdict(CandleBook)
         self._inbox = inbox
         self._outbox = outbox
@@ -77,6 +80,11 @@ class Pipeline:
         async with self._commit:
             rows = self._fold(self._inbox.drain())
             _add_ticks(rows, self._thinner.rest())
+            await self._store(rows)
+
+    async def put_rows(self, rows: Batch) -> None:
+        """Commit rows as they are, behind those that are on their way."""
+        async with self._commit:
             await self._store(rows)
 
     async def step(self) -> None:
@@ -119,6 +127,9 @@ class Pipeline:
         self.counts["events"] += len(events)
         for event, received_ms in events:
             self._hot.put(event, received_ms)
+            observe = self.observers.get(event.exchange)
+            if observe is not None:
+                observe(event, received_ms)
             if not isinstance(event, Kline):
                 _add_ticks(rows, self._thinner.put(event))
             elif event.closed:

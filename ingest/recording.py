@@ -7,6 +7,7 @@ callback before anyone parses it; what is parsed goes nowhere.
 from __future__ import annotations
 
 import asyncio
+import atexit
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,13 +17,22 @@ from cryptofeed.feedhandler import FeedHandler
 from cryptofeed.raw_data_collection import AsyncFileCallback
 
 from ingest.budget import Budgets
+from ingest.capture import INTERVALS, SELECTED
 from ingest.clock import Clock
+from ingest.discovery import Discovery
 from ingest.exchanges import EXCHANGES
 from ingest.model import Event
-from ingest.selection import resolve, select
+from ingest.selection import select
 from marketdata.settings import ExchangeSettings, Settings
 
 LINES_BUFFERED = 200
+
+
+class _Files(AsyncFileCallback):  # type: ignore[misc]
+    """cryptofeed's file callback, and what is told of connections; see `ingest.capture`."""
+
+    def told(self, what: str, time_s: float, uuid: str, address: str) -> None:
+        self.data[uuid].append(f"{address} <-> {time_s} {what}")
 
 
 async def record_capture(
@@ -36,7 +46,7 @@ async def record_capture(
         An exchange's metadata can't be had.
     """
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
-    files = AsyncFileCallback(str(folder), length=LINES_BUFFERED)
+    files = _Files(str(folder), length=LINES_BUFFERED)
     Connection.raw_data_callback = files
     handler = FeedHandler(config={"log": {"disabled": True}, "uvloop": False})
     handler.run(start_loop=False, install_signal_handlers=False)
@@ -52,6 +62,9 @@ async def record_capture(
             await feed.shutdown()
         Connection.raw_data_callback = None
         files.stop()
+        # It would be kept, and write an empty line more, at the end of the process.
+        atexit.unregister(files.__del__)
+        files.data.clear()
 
 
 async def _start(
@@ -67,17 +80,19 @@ async def _start(
     rest = adapter.rest(Budgets(), clock, wanted.rest_url, proxy)
     try:
         metadata = await rest.catalogue()
+        hours = await rest.intervals()
         catalogue = rest.markets(metadata)
-        selection = select(
-            exchange, await resolve(wanted.pairs, catalogue, rest, redis_url), catalogue
-        )
+        discovery = Discovery(exchange, wanted.pairs, rest, redis_url, clock)
+        selection = select(exchange, await discovery.wanted(catalogue), catalogue)
     finally:
         await rest.close()
-    # A replay needs the names that the frames mean.
-    files.sync_callback(
-        orjson.dumps(metadata).decode(), clock.now_ms() / 1000, exchange,
-        endpoint=f"{rest.client.address}/markets",
-    )  # fmt: skip
+    # A replay needs the names that the frames mean, and what of them is meant.
+    wanted_now = {"pairs": list(selection.markets), "channels": list(wanted.channels)}
+    for told, where in ((metadata, "/markets"), (hours, INTERVALS), (wanted_now, SELECTED)):
+        files.sync_callback(
+            orjson.dumps(told).decode(), clock.now_ms() / 1000, exchange,
+            endpoint=f"{rest.client.address}{where}",
+        )  # fmt: skip
     feed = adapter.feed(
         list(selection.markets.values()),
         wanted.channels,

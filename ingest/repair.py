@@ -6,10 +6,11 @@ aren't there, newest first, and asks the exchange for whole candles. What the an
 - a minute closed only just now is asked again, since REST may lag behind the stream;
 - one that the exchange still has no row for some seconds later, though the pair traded before, is
   synthetic: flat at the previous close;
-- one before the pair's first trade doesn't exist, and counts as `lost`.
+- one before the pair's first trade doesn't exist: it is `lost`.
 
-The weight budget lives in the REST client; live minutes don't wait for the store, past ones do,
-because the rows that they would replace must be known.
+What is missing `minutes` finds, and enters into the ledger. The weight budget lives in the REST
+client; live minutes don't wait for the store, past ones do, because the rows that they would
+replace must be known.
 """
 
 from __future__ import annotations
@@ -17,28 +18,29 @@ from __future__ import annotations
 import asyncio
 import heapq
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import structlog
 
 from ingest.backoff import Backoff
-from ingest.candles import candle_open_ms, synthetic_minute
+from ingest.candles import candle_open_ms, is_traded, synthetic_minute
 from ingest.clock import Clock
 from ingest.exchanges.rest_base import ExchangeRest
+from ingest.freshness import Freshness
 from ingest.holes import Hole, find_holes, merge_holes, split_hole, whole_candles
+from ingest.logs import OncePerOutage
+from ingest.minutes import MinuteWatch
 from ingest.model import Kline
 from ingest.outbox import Outbox
 from ingest.pipeline import Pipeline
+from ingest.stored import StoredRows, rows_so_far
 from marketdata.errors import TerminalError, TransientError
 from marketdata.pairs import Market
-from marketdata.schema import MINUTE_MS, Ohlcv, Row
+from marketdata.schema import MINUTE_MS, Gap, GapState, Ohlcv
 
 log = structlog.get_logger()
 
-GRACE_MS = 4_000
-"""A minute is missing when this long has passed since its close."""
 SYNTHETIC_AFTER_MS = 15_000
 """An exchange that has no row for a minute this long after its close has nothing to add."""
 ASK_AGAIN_S = 5.0
@@ -50,35 +52,20 @@ LOOK_BACK_MINUTES = 240
 """How far back the last trade before a minute without a row is looked for."""
 
 
-class StoredRows(Protocol):
-    """What a repair reads from the store: `readers.sources.Source` has it."""
-
-    def rows(
-        self, measurement: str, exchange: str, symbol: str, start_ms: int, end_ms: int
-    ) -> list[Row]: ...
-
-
 @dataclass(slots=True)
 class _Followed:
-    """One pair under repair.
-
-    Every minute since `since_ms` and before `complete_ms` is there or given up; `done` holds those
-    after it that needn't be in the candle book any more: repaired long after, or lost.
-    """
+    """One pair under repair; its minutes come by stream since `since_ms`."""
 
     market: Market
     since_ms: int
-    complete_ms: int
-    done: set[int] = field(default_factory=set)
     asked_again_ms: int = 0
     queued: bool = False
 
 
 @dataclass(slots=True)
 class RepairCounts:
-    """Minutes: `open` are known to be missing, the others are done with since the start."""
+    """Minutes that were done with since the start, by what became of them."""
 
-    open: int = 0
     repaired: int = 0
     synthetic: int = 0
     lost: int = 0
@@ -94,11 +81,14 @@ class Repairer:
         stored: StoredRows,
         pipeline: Pipeline,
         outbox: Outbox,
+        freshness: Freshness,
         clock: Clock,
         *,
         lookback_ms: int,
     ) -> None:
         self.counts = RepairCounts()
+        self.watch = MinuteWatch(exchange, pipeline.books, freshness)
+        self._freshness = freshness
         self._exchange = exchange
         self._rest = rest
         self._stored = stored
@@ -110,6 +100,7 @@ class Repairer:
         self._jobs: list[tuple[int, str, Hole]] = []
         self._unscanned: list[str] = []
         self._work = asyncio.Condition()
+        self._outage = OncePerOutage(log)
 
     async def follow(self, markets: Mapping[str, Market]) -> None:
         """Keep these pairs complete from now on, their past within the lookback included."""
@@ -117,12 +108,14 @@ class Repairer:
         async with self._work:
             for pair in self._followed.keys() - markets.keys():
                 del self._followed[pair]
+                self.watch.forget(pair, now_ms)
             for pair, market in markets.items():
                 if pair in self._followed:
                     self._followed[pair].market = market
                 else:
                     since_ms = candle_open_ms(now_ms)
-                    self._followed[pair] = _Followed(market, since_ms, since_ms)
+                    self._followed[pair] = _Followed(market, since_ms)
+                    self.watch.follow(pair, since_ms)
                     self._unscanned.append(pair)
             self._jobs = [job for job in self._jobs if job[1] in self._followed]
             heapq.heapify(self._jobs)
@@ -142,24 +135,15 @@ class Repairer:
             async with self._work:
                 for pair, followed in self._followed.items():
                     self._look(pair, followed)
-                self.counts.open = sum(hole.minutes for _, _, hole in self._jobs)
                 self._work.notify_all()
 
     def _look(self, pair: str, followed: _Followed) -> None:
         """Queue the minutes of a pair that should have closed by now and haven't come."""
         now_ms = self._clock.now_ms()
-        due_ms = (now_ms - GRACE_MS) // MINUTE_MS * MINUTE_MS
-        minutes = self._pipeline.books[self._exchange, pair].minutes
-        complete_ms = followed.complete_ms
-        while complete_ms < due_ms and (complete_ms in minutes or complete_ms in followed.done):
-            followed.done.discard(complete_ms)
-            complete_ms += MINUTE_MS
-        followed.complete_ms = complete_ms
-        if complete_ms >= due_ms or followed.queued or now_ms < followed.asked_again_ms:
-            return
-        followed.queued = True
-        holes = find_holes(minutes.keys() | followed.done, complete_ms, due_ms)
-        self._queue(pair, holes)
+        holes = self.watch.look(pair, now_ms)
+        if holes and not followed.queued and now_ms >= followed.asked_again_ms:
+            followed.queued = True
+            self._queue(pair, holes)
 
     def _queue(self, pair: str, holes: Iterable[Hole]) -> None:
         now_ms = self._clock.now_ms()
@@ -185,25 +169,33 @@ class Repairer:
                     continue
                 backoff.reset()
                 async with self._work:
+                    for hole in holes:
+                        self.watch.missing(pair, hole, "restart")
                     self._queue(pair, holes)
                     self._work.notify_all()
             self._unscanned.remove(pair)
 
     async def _past_holes(self, pair: str, followed: _Followed) -> list[Hole]:
         # The candle in progress is fetched anew: its stored minutes are rounded to floats.
-        end_ms = followed.complete_ms
+        end_ms = followed.since_ms
         start_ms = candle_open_ms(end_ms - self._lookback_ms)
         if followed.market.listed_ms is not None:
             start_ms = max(start_ms, candle_open_ms(followed.market.listed_ms))
         rows = await self._rows("ohlcv_1m", pair, Hole(start_ms, end_ms))
-        return find_holes({row.time for row in rows}, start_ms, end_ms)
+        holes = find_holes({row.time for row in rows}, start_ms, end_ms)
+        return await self._older_holes(pair, start_ms) + holes
+
+    async def _older_holes(self, pair: str, before_ms: int) -> list[Hole]:
+        """Gaps from before the lookback that an earlier run has left open."""
+        where = ("gap", self._exchange, pair, 0, before_ms)
+        known = await rows_so_far(Gap, self._stored, self._outbox, *where)
+        gaps = [gap for gap in known if gap.channel == "candles" and gap.state == "open"]
+        self.watch.ledger.load(gaps)
+        return [Hole(gap.time, gap.until_ms) for gap in gaps]
 
     async def _rows(self, measurement: str, pair: str, hole: Hole) -> list[Ohlcv]:
-        """Stored rows of a range, and over them those that are still on their way to the store."""
         where = (measurement, self._exchange, pair, hole.start_ms, hole.end_ms)
-        rows = {row.time: row for row in await asyncio.to_thread(self._stored.rows, *where)}
-        rows |= {row.time: row for row in await self._outbox.pending(*where)}
-        return [row for row in rows.values() if isinstance(row, Ohlcv)]
+        return await rows_so_far(Ohlcv, self._stored, self._outbox, *where)
 
     async def _fetch(self) -> None:
         backoff = Backoff(base_s=1.0, cap_s=60.0)
@@ -222,14 +214,26 @@ class Repairer:
                 followed.asked_again_ms = self._clock.now_ms() + int(REFUSED_S * 1000)
             except TransientError as error:
                 delay_s = max(error.retry_after_s or 0.0, backoff.next_s())
-                log.warning("repair_waits", pair=pair, cause=str(error), next_try_s=delay_s)
+                self._outage.failed(
+                    "repair_waits", exchange=self._exchange, cause=str(error), next_try_s=delay_s
+                )
                 async with self._work:
                     heapq.heappush(self._jobs, job)
-                await self._clock.sleep(delay_s)
+                await self._pause(delay_s)
                 continue
             else:
                 backoff.reset()
+                self._outage.over()
             followed.queued = False
+
+    async def _pause(self, delay_s: float) -> None:
+        """Wait before another try, but no longer than until a connection is up where none was."""
+        freshness, until_ms = self._freshness, self._clock.monotonic_ms() + round(delay_s * 1000)
+        down = freshness.all_down_since_ms is not None
+        while (left_ms := until_ms - self._clock.monotonic_ms()) > 0:
+            if down and freshness.all_down_since_ms is None:
+                return
+            await self._clock.sleep(min(left_ms, 1000) / 1000)
 
     async def _repair(self, followed: _Followed, hole: Hole) -> None:
         market = followed.market
@@ -249,12 +253,27 @@ class Repairer:
         there |= {kline.minute_ms: kline.close for kline in klines}
         missing = [t for t in range(hole.start_ms, hole.end_ms, MINUTE_MS) if t not in there]
         filled = await self._fill(followed, missing, there, server_ms) if missing else []
+        self._judge_silence(market.pair, new)
         await self._pipeline.repair(key, klines + filled, minutes, candles)
-        followed.done |= {
-            k.minute_ms for k in klines + filled if k.minute_ms >= followed.complete_ms
-        }
+        now_ms = self._clock.now_ms()
+        for state, some in _outcomes(klines + filled).items():
+            self.watch.found(market.pair, some, state, now_ms)
+        self.watch.settle(market.pair, [kline.minute_ms for kline in klines + filled])
         self.counts.repaired += len(new)
         self.counts.synthetic += len(filled)
+
+    def _judge_silence(self, pair: str, new: Sequence[Kline]) -> None:
+        """What the exchange's own minutes say about a stream that brought none of them."""
+        if not new:
+            return
+        newest_ms = new[-1].minute_ms
+        if not is_traded(new[-1]):
+            self._freshness.confirm_quiet(pair, newest_ms + MINUTE_MS)
+            return
+        event_ms = self._freshness.event_ms(pair, "candles")
+        unheard = event_ms is not None and event_ms < newest_ms
+        if unheard and self._freshness.reason(pair, "candles", newest_ms) == "silent":
+            self._freshness.confirm_silent(pair)
 
     async def _ask(self, market: Market, hole: Hole) -> tuple[list[Kline], int]:
         klines: list[Kline] = []
@@ -272,6 +291,7 @@ class Repairer:
         settled = [t for t in missing if t + MINUTE_MS + SYNTHETIC_AFTER_MS <= server_ms]
         if len(settled) < len(missing):
             followed.asked_again_ms = self._clock.now_ms() + int(ASK_AGAIN_S * 1000)
+            self.watch.rewind(market.pair, next(t for t in missing if t not in settled))
         if settled and not any(t < settled[0] for t in closes):
             before = Hole(settled[0] - LOOK_BACK_MINUTES * MINUTE_MS, settled[0])
             earlier, _ = await self._ask(market, before)
@@ -284,6 +304,15 @@ class Repairer:
                 close = closes[times[n - 1]]
                 filled.append(synthetic_minute(market.exchange, market.pair, time_ms, close))
             else:
-                followed.done.add(time_ms)
+                self.watch.settle(market.pair, [time_ms])
+                self.watch.found(market.pair, [time_ms], "lost", self._clock.now_ms())
                 self.counts.lost += 1
         return filled
+
+
+def _outcomes(klines: Iterable[Kline]) -> dict[GapState, list[int]]:
+    """What missing minutes came to: something was traded in them, or nothing."""
+    outcomes: dict[GapState, list[int]] = {"repaired": [], "empty": []}
+    for kline in klines:
+        outcomes["repaired" if is_traded(kline) else "empty"].append(kline.minute_ms)
+    return outcomes

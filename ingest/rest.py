@@ -80,6 +80,8 @@ class RestClient:
     requests, weight, refused, failed
         Counters by path: what was sent, its weight, and how many of it the exchange refused (4xx
         or an error code) or didn't answer (unreachable, timed out, 5xx, not JSON).
+    answered_ms
+        When the last answer came, whatever it said.
 
     Parameters
     ----------
@@ -104,12 +106,15 @@ class RestClient:
         self.weight: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
+        self.answered_ms = 0
         self._origin = URL(base_url).origin()
         self._dialect = dialect
         self._clock = clock
         self._proxy = URL(proxy) if proxy is not None else None
         self._budgets = budgets.at(self.address, dialect.limits)
         self._connections = asyncio.Semaphore(CONNECTIONS)
+        self._refused_last = False
+        self._ahead = asyncio.Lock()
         self._turns = {name: asyncio.Lock() for name in self._budgets}
         self._timeout = aiohttp.ClientTimeout(total=total_timeout_s, sock_connect=connect_timeout_s)
         self._session: aiohttp.ClientSession | None = None
@@ -120,6 +125,12 @@ class RestClient:
         if self._proxy is None:
             return str(self._origin)
         return f"{self._origin} via {self._proxy.host}:{self._proxy.port}"
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the exchange has told us to stay away for now."""
+        now_ms = self._clock.now_ms()
+        return any(now_ms < budget.held_until_ms for budget in self._budgets.values())
 
     async def __aenter__(self) -> Self:
         return self
@@ -158,26 +169,37 @@ class RestClient:
         ExchangeUnavailable
             No connection, no answer in time, 5xx, or something that is not JSON.
         """
+        name = limit or self._dialect.limits[0].name
         # A connection first: what the budget grants is sent at once, and counted when we think.
         async with self._connections:
-            await self._wait_for_turn(limit or self._dialect.limits[0].name, weight)
-            return await self._counted(path, params or {}, weight)
+            if not self._refused_last:
+                await self._wait_for_turn(name, weight)
+            if not self._refused_last:
+                return await self._counted(path, params or {}, weight)
+            # Once the wait is over one goes ahead: all of them at once might meet another refusal.
+            async with self._ahead:
+                await self._wait_for_turn(name, weight)
+                return await self._counted(path, params or {}, weight)
 
     async def _counted(self, path: str, params: Mapping[str, str | int], weight: int) -> Answer:
         self.requests[path] += 1
         self.weight[path] += weight
         try:
-            return await self._ask(path, params)
+            answer = await self._ask(path, params)
         except RateLimited as limited:
             self.refused[path] += 1
+            self._refused_last = True
             self._hold(limited)
             raise
         except ExchangeRefused:
             self.refused[path] += 1
+            self._refused_last = False
             raise
         except ExchangeUnavailable:
             self.failed[path] += 1
             raise
+        self._refused_last = False
+        return answer
 
     async def _wait_for_turn(self, limit: str, weight: int) -> None:
         budget = self._budgets[limit]
@@ -199,7 +221,7 @@ class RestClient:
                 f"{what} at {self.address} failed: {_cause(error)}; "
                 f"expected JSON; worth another try later"
             ) from None  # what aiohttp says of a proxy holds its password
-        received_ms = self._clock.now_ms()
+        received_ms = self.answered_ms = self._clock.now_ms()
         self._observe(response.headers, sent_ms)
         if response.status != 200:
             raise self._http_error(what, response.status, response.headers, raw, received_ms)

@@ -1,29 +1,23 @@
-"""Which markets are collected: what the configuration asks for, held against what is listed.
+"""Which markets are collected: what is wanted, held against what the exchange lists.
 
-What the exchange doesn't list or doesn't trade is reported and left out, and the others run; when
-nothing is left, the configuration is wrong.
+Pure: what the exchange doesn't list or doesn't trade is left out with the reason, and the others
+run; when nothing is left, the configuration is wrong. `discovery` finds out what is wanted.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import orjson
-import redis.asyncio
-import structlog
-from redis.exceptions import RedisError
-
-from ingest.exchanges.rest_base import ExchangeRest
 from marketdata.errors import ConfigError, Fault, UnknownPair
-from marketdata.pairs import Catalogue, Market
-from marketdata.settings import PairList, RedisPairs, TopPairs
+from marketdata.pairs import Catalogue, Market, MarketKind
 
-log = structlog.get_logger()
-
-REDIS_TIMEOUT_S = 5.0
-MAX_KEYS = 10_000
+DOLLAR = "USDT"
+"""What a currency named by itself is quoted in."""
+_KINDS: Sequence[MarketKind] = ("perpetual", "spot", "future")
+_LONGEST_NAME = 64
+_DEEPEST = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,27 +56,13 @@ def select(exchange: str, wanted: Iterable[str], catalogue: Catalogue) -> Select
     return Selection(markets, left_out)
 
 
-async def resolve(
-    wanted: PairList | TopPairs | RedisPairs,
-    catalogue: Catalogue,
-    rest: ExchangeRest,
-    redis_url: str | None,
-) -> Sequence[str]:
-    """The names of the wanted pairs, whichever way the configuration gives them."""
-    if isinstance(wanted, TopPairs):
-        return largest(await rest.volumes(), catalogue, wanted.quote, wanted.top)
-    if isinstance(wanted, RedisPairs):
-        return await _pairs_in_redis(wanted, catalogue, redis_url)
-    return wanted
-
-
-def largest(volumes: Mapping[str, float], catalogue: Catalogue, quote: str, top: int) -> list[str]:
-    """The perpetuals of a quote currency with the largest 24 h quote volume.
+def ranked(volumes: Mapping[str, float], catalogue: Catalogue, quote: str) -> list[str]:
+    """The traded perpetuals of a quote currency, that with the largest 24 h volume first.
 
     Parameters
     ----------
     volumes
-        Exchange id → 24 h volume in quote units.
+        Exchange id → 24 h volume in quote units; one that is missing counts as zero.
     """
     traded = [
         market
@@ -90,56 +70,122 @@ def largest(volumes: Mapping[str, float], catalogue: Catalogue, quote: str, top:
         if market.kind == "perpetual" and market.quote == quote and market.active
     ]
     traded.sort(key=lambda market: (-volumes.get(market.id, 0.0), market.pair))
-    return [market.pair for market in traded[:top]]
+    return [market.pair for market in traded]
 
 
-async def _pairs_in_redis(
-    wanted: RedisPairs, catalogue: Catalogue, redis_url: str | None
-) -> Sequence[str]:
-    """The pairs under the first key that has any; the fallback when Redis has none or is away."""
-    if redis_url is None:
-        return wanted.fallback
-    client = redis.asyncio.from_url(
-        redis_url,
-        decode_responses=True,
-        socket_timeout=REDIS_TIMEOUT_S,
-        socket_connect_timeout=REDIS_TIMEOUT_S,
-    )
-    try:
-        for key in wanted.redis:
-            names = await _names(client, key)
-            if names:
-                return [_pair_of(name, catalogue) for name in names]
-    except RedisError as error:
-        log.warning("pairs_from_fallback", cause=str(error))
-    finally:
-        await client.aclose()
-    return wanted.fallback
+def last_rank(top: int) -> int:
+    """The rank that a chosen pair may sink to: a tenth below `top`, two ranks at least.
+
+    >>> last_rank(5), last_rank(20), last_rank(120)
+    (7, 22, 132)
+    """
+    return top + max(2, -(-top // 10))
 
 
-async def _names(client: redis.asyncio.Redis, key: str) -> list[str]:
-    if "*" in key:
-        prefix = re.escape(key).replace(r"\*", "(.+)")
-        found = [name async for name in client.scan_iter(match=key, count=MAX_KEYS)]
-        matches = (re.fullmatch(prefix, name) for name in sorted(found))
-        return [match[1] for match in matches if match]
-    kind = await client.type(key)
-    if kind == "set":
-        return sorted(map(str, await client.smembers(key)))
-    if kind == "list":
-        return [str(name) for name in await client.lrange(key, 0, -1)]
-    if kind == "string":
-        parsed = orjson.loads(await client.get(key) or "[]")
-        return [str(name) for name in parsed] if isinstance(parsed, list) else []
-    return []
+def steady_top(by_volume: Sequence[str], chosen: Sequence[str], top: int) -> list[str]:
+    """The `top` largest pairs, without changes for every breath of the volumes.
+
+    A chosen pair stays until its rank is worse than `last_rank(top)` or it isn't traded any more.
+    A place that is free goes to the pair of the best rank without one, which is always one of the
+    `top` largest. So there are `top` pairs at any time (fewer only when fewer are traded), and
+    those that stay keep their order, new ones follow.
+
+    Parameters
+    ----------
+    by_volume
+        Every pair that is traded, the largest first.
+    chosen
+        The pairs until now; none at the start.
+
+    >>> steady_top(["A", "B", "C", "D", "E"], [], 2)
+    ['A', 'B']
+    >>> steady_top(["C", "D", "A", "B", "E"], ["A", "B"], 2)
+    ['A', 'B']
+    >>> steady_top(["C", "D", "A", "E", "B"], ["A", "B"], 2)
+    ['A', 'C']
+    """
+    allowed = set(by_volume[: last_rank(top)])
+    kept = [pair for pair in chosen if pair in allowed][:top]
+    taken = set(kept)
+    free = (pair for pair in by_volume if pair not in taken)
+    return kept + [pair for _, pair in zip(range(top - len(kept)), free, strict=False)]
 
 
-def _pair_of(name: str, catalogue: Catalogue) -> str:
-    """A pair by its unified name, or by the exchange's id (perpetuals before the others)."""
-    if name in catalogue.by_pair:
-        return name
-    for kind in ("perpetual", "spot", "future"):
-        market = catalogue.by_id.get((kind, name))
-        if market is not None:
-            return market.pair
-    return name
+def names_in(value: object, depth: int = 0) -> Iterator[str]:
+    """The names in a JSON value: a text, a list, an object's `symbol`, or an object of lists.
+
+    What is none of these is given as it would be printed, so that it can be told what it was.
+
+    >>> list(names_in(["BTCUSDT", {"symbol": "ETHUSDT", "score": 7}]))
+    ['BTCUSDT', 'ETHUSDT']
+    >>> list(names_in({"majors": ["BTC", "ETH"], "memes": ["DOGE"], "at": 1795132800}))
+    ['BTC', 'ETH', 'DOGE']
+    >>> list(names_in([7, None]))
+    ['7', 'None']
+    """
+    match value:
+        case str():
+            yield value
+        case {"symbol": str(name)}:
+            yield name
+        case dict() if depth < _DEEPEST:
+            for item in value.values():
+                if isinstance(item, list):
+                    yield from names_in(item, depth + 1)
+        case list() if depth < _DEEPEST:
+            for item in value:
+                yield from names_in(item, depth + 1)
+        case _:
+            yield str(value)
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can be a market's name at all.
+
+    >>> is_name("币安人生/USDT:USDT"), is_name("1000PEPEUSDT"), is_name(""), is_name('{"a": 1}')
+    (True, True, False, False)
+    """
+    return len(text) <= _LONGEST_NAME and re.fullmatch(r"\w[\w/:\-.]*", text) is not None
+
+
+class Names:
+    """A catalogue's pairs by any name that other programs give them.
+
+    Every form comes from the exchange's metadata, and none is taken that could mean two markets.
+    In this order: the pair (`BTC/USDT:USDT`, `BTC/USDT`); the exchange's id (`BTCUSDT`; of a
+    perpetual before that of a spot market of the same id); either of them, or base and quote,
+    without regard to case and separators (`btc-usdt`; a traded perpetual before a spot market);
+    a currency by itself (`BTC`), which means its perpetual settled in USDT, or where there is none
+    its spot market against USDT.
+    """
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+        self._by_letters: dict[MarketKind, dict[str, set[str]]] = {kind: {} for kind in _KINDS}
+        for market in catalogue.markets:
+            forms = {market.pair, market.id}
+            if market.kind != "future":
+                forms.add(market.base + market.quote)
+            if market.active:
+                for letters in map(_letters, forms):
+                    self._by_letters[market.kind].setdefault(letters, set()).add(market.pair)
+
+    def pair(self, name: str) -> str | None:
+        """The pair that is meant; None where none is, or it might be several."""
+        if name in self._catalogue.by_pair:
+            return name
+        for kind in _KINDS:
+            market = self._catalogue.by_id.get((kind, name))
+            if market is not None:
+                return market.pair
+        letters = _letters(name)
+        for wanted in (letters, letters + DOLLAR):
+            for kind in _KINDS:
+                pairs = self._by_letters[kind].get(wanted, ())
+                if pairs:
+                    return next(iter(pairs)) if len(pairs) == 1 else None
+        return None
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]", "", name).upper()

@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from cryptofeed.connection import Connection
 from cryptofeed.feedhandler import FeedHandler
 from rich.console import Console
 from rich.live import Live
 
 from ingest.budget import Budgets
+from ingest.capture_writer import CaptureWriter
 from ingest.clock import Clock
 from ingest.collector import Collector, Parts
 from ingest.delivery import Delivery
@@ -34,15 +36,15 @@ from ingest.monitor import serve_monitor
 from ingest.outbox import Outbox
 from ingest.pipeline import Pipeline
 from ingest.publish import Publisher
-from ingest.sinks.base import HotSink, Sink
-from ingest.sinks.influx import InfluxSink
+from ingest.sinks import open_sink
+from ingest.sinks.base import HotSink, Marker, StreamSink
 from ingest.sinks.redis import RedisSink
 from ingest.sinks.sqlite import SqliteSink
 from ingest.status import health_fields
 from ingest.ticks import Thinner
 from marketdata.errors import ConfigError, StoreRefused, StoreUnavailable, TransientError
 from marketdata.pairs import Market
-from marketdata.settings import InfluxStore, Settings
+from marketdata.settings import CaptureSettings, Settings
 from readers.sources import open_source
 
 log = structlog.get_logger()
@@ -85,6 +87,7 @@ class Service:
         self._collectors: dict[str, Collector] = {}
         self._publishers: dict[str, Publisher] = {}
         self._redis: RedisSink | None = None
+        self._capture: CaptureWriter | None = None
 
     def reconcile_soon(self) -> None:
         """Read the configuration anew and follow its pairs (SIGHUP)."""
@@ -133,7 +136,7 @@ class Service:
             settings.outbox.path, settings.outbox.max_bytes, self._clock
         )
         stack.push_async_callback(self._outbox.close)
-        self._sink = _store_sink(settings)
+        self._sink = open_sink(settings)
         stack.push_async_callback(self._sink.close)
         stored = open_source(settings)
         stack.callback(stored.close)
@@ -142,12 +145,12 @@ class Service:
             # it, delivery will say.
             with suppress(StoreUnavailable, StoreRefused):
                 await self._sink.write({})
-            self._publish("sqlite", self._sink, candles=None)
+            self._publish("sqlite", self._sink)
         if settings.redis is not None:
             url = settings.redis.url.get_secret_value()
             redis = RedisSink(url, settings.redis.views, self._market)
             stack.push_async_callback(redis.close)
-            self._publish("redis", redis, candles=redis)
+            self._publish("redis", redis, streams=redis)
             self._redis = redis
         self._delivery = Delivery(self._outbox, self._sink, self._clock)
         self._pipeline = Pipeline(
@@ -158,6 +161,8 @@ class Service:
             self._clock,
             listeners=[p.put_candles for name, p in self._publishers.items() if name == "redis"],
         )
+        if settings.capture is not None:
+            await self._capture_to(settings.capture, stack)
         parts = Parts(
             clock=self._clock,
             inbox=self._inbox,
@@ -169,20 +174,43 @@ class Service:
             folder=settings.outbox.path.parent,
             lookback_ms=settings.repair.lookback_ms,
             redis_url=None if settings.redis is None else settings.redis.url.get_secret_value(),
+            announce=self._announce,
+            reached=self._others_reached,
+            capture=self._capture,
         )
         for exchange, wanted in settings.exchanges.items():
             collector = Collector(exchange, wanted, parts)
             stack.push_async_callback(collector.close)
             self._collectors[exchange] = collector
 
+    async def _capture_to(self, wanted: CaptureSettings, stack: AsyncExitStack) -> None:
+        """Keep every raw message, from before the first connection to after the last."""
+        capture = self._capture = CaptureWriter(
+            wanted.path, self._clock, max_bytes=wanted.max_bytes, segment_ms=wanted.segment_ms
+        )
+        await capture.start()
+        stack.push_async_callback(capture.close)
+        Connection.raw_data_callback = capture
+        stack.callback(setattr, Connection, "raw_data_callback", None)
+
     def _market(self, exchange: str, pair: str) -> Market | None:
         collector = self._collectors.get(exchange)
         return None if collector is None else collector.market(pair)
 
-    def _publish(self, name: str, sink: HotSink, candles: Sink | None) -> None:
+    def _publish(self, name: str, sink: HotSink, streams: StreamSink | None = None) -> None:
         self._publishers[name] = Publisher(
-            self._hot, sink, self._clock, every_s=HOT_PERIOD_S[name], candles=candles
+            self._hot, sink, self._clock, every_s=HOT_PERIOD_S[name], streams=streams
         )
+
+    def _announce(self, markers: Sequence[Marker]) -> None:
+        redis = self._publishers.get("redis")
+        if redis is not None:
+            redis.put_markers(markers)
+
+    def _others_reached(self, exchange: str) -> bool:
+        """Whether the network is to be believed: another exchange answers, or there is none."""
+        others = [c.sentinel.reached for name, c in self._collectors.items() if name != exchange]
+        return not others or any(others)
 
     async def _prepare(self, console: Console | None) -> None:
         """Learn the exchanges' markets, then print what is about to be opened."""
@@ -297,11 +325,13 @@ class Service:
         now_ms = self._clock.now_ms()
         exchanges = {name: c.status(now_ms) for name, c in self._collectors.items()}
         depth = self._outbox.depth()
-        gaps: Counter[str] = Counter(open=0, repaired=0, lost=0)
+        gaps: Counter[str] = Counter(open=0, repaired=0, empty=0, lost=0)
+        minutes: Counter[str] = Counter(repaired=0, synthetic=0, lost=0)
         dropped: Counter[str] = Counter(self._outbox.dropped)
         dropped.update({f"inbox.{channel}": n for channel, n in self._inbox.dropped.items()})
         for name, collector in self._collectors.items():
             gaps.update(collector.gaps())
+            minutes.update(collector.missing())
             dropped.update({f"{name}.{what}": n for what, n in collector.dropped().items()})
         for name, publisher in self._publishers.items():
             dropped[f"publish.{name}"] += publisher.dropped
@@ -320,7 +350,9 @@ class Service:
             },
             "outbox": {"rows": depth.rows, "bytes": depth.bytes, "oldest_ms": depth.oldest_ms},
             "redis": {"state": None if redis is None else redis.state},
+            "capture": None if self._capture is None else self._capture.status(),
             "gaps": dict(gaps),
+            "minutes": dict(minutes),
             "dropped": {what: count for what, count in dropped.items() if count},
         }
 
@@ -336,16 +368,3 @@ def _changed_ns(path: Path | None) -> int:
         return 0 if path is None else path.stat().st_mtime_ns
     except OSError:
         return 0
-
-
-def _store_sink(settings: Settings) -> Sink:
-    store = settings.store
-    if isinstance(store, InfluxStore):
-        return InfluxSink(
-            store.url,
-            store.org,
-            store.bucket,
-            store.token.get_secret_value(),
-            ticks_bucket=store.ticks.bucket,
-        )
-    return SqliteSink(store.path)

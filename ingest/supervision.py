@@ -1,262 +1,38 @@
 """Keeping the connections to an exchange alive: one supervisor for each lane.
 
-A lane is a planned connection: an address and what is subscribed on it. Its supervisor opens it,
-reads it, replaces it when it ends, stays silent or is asked to leave, and never gives up. However a
-connection ends, only the next attempt's time depends on it.
+A supervisor opens its lane's connection, reads it, replaces it when it ends or stays silent, and
+never gives up. However a connection ends, only the next attempt's time depends on it. A connection
+that still delivers is rotated instead: the new one is opened beside it, and the old one is left
+only when the new one brings what the lane must bring. Both deliver meanwhile, so the same minute or
+tick may come twice; candles are merged and ticks thinned by the exchange's time, so that changes
+nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
 
 import structlog
 
 from ingest.backoff import Backoff, Gate, Uniform
 from ingest.clock import Clock
-from ingest.connection import FeedConnection
-from marketdata.errors import ExchangeUnavailable, RateLimited
+from ingest.lanes import Lane, LaneStatus, change_order
+from ingest.logs import OncePerOutage
+from ingest.opening import BadMessages, End, LaneFeed, Leaving, Opening
 from marketdata.schema import State
+
+__all__ = ["BadMessages", "Lane", "LaneFeed", "LaneStatus", "LaneSupervisor", "Lanes"]
 
 log = structlog.get_logger()
 
-FIRST_DATA_S = 15.0
-HEALTHY_S = 30.0
-"""Data for so long, and the back-off starts anew."""
-NOTICE_JITTER_S = 5.0
-LIFETIME_JITTER_S = 60.0
-RAW_KEPT = 500
-_LOOK_S = 1.0
-
-ANY_DATA = "data"
-
-
-@dataclass(frozen=True, slots=True)
-class Lane:
-    """A planned connection.
-
-    Parameters
-    ----------
-    silence_s
-        For each kind of data how long none may come before the connection is replaced; the kind
-        `data` is all of them together.
-    lifetime_s
-        When the exchange cuts connections of a certain age: how old it may become before that.
-    """
-
-    id: str
-    url: str
-    topics: tuple[str, ...]
-    silence_s: Mapping[str, float]
-    lifetime_s: float | None = None
-
-    @property
-    def streams(self) -> int:
-        return len(self.topics)
-
-
-@dataclass(frozen=True, slots=True)
-class LaneStatus:
-    """What a lane is worth now; `last_error` is how its last connection failed."""
-
-    id: str
-    state: State
-    opened_ms: int | None
-    last_data_ms: int | None
-    streams: int
-    reconnects: int
-    last_error: str | None
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-class BadMessages:
-    """Counts messages that could not be understood; the first of each kind is kept and logged.
-
-    A kind is the name of an error class, or `refused` for a request that the exchange refuses.
-    """
-
-    def __init__(self, exchange: str) -> None:
-        self.counts: Counter[str] = Counter()
-        self.first: dict[str, str] = {}
-        self._exchange = exchange
-
-    def add(self, kind: str, raw: object, cause: object) -> None:
-        """Count one; `raw` is the message, or the part of it that is bad."""
-        self.counts[kind] += 1
-        if kind in self.first:
-            return
-        text = raw.decode(errors="replace") if isinstance(raw, bytes) else str(raw)
-        self.first[kind] = text[:RAW_KEPT]
-        log.warning(
-            "bad_message",
-            exchange=self._exchange,
-            kind=kind,
-            cause=str(cause),
-            raw=self.first[kind],
-        )
-
-
-class Liveness:
-    """Judges one connection by the data that it delivers; no clock, no socket.
-
-    Only data counts: an exchange that answers pings and acknowledges subscriptions may still have
-    forgotten them.
-
-    >>> lane = Lane("a", "ws://x", ("t",), {"data": 90.0, "marks": 10.0})
-    >>> liveness = Liveness(lane, opened_ms=0)
-    >>> liveness.overdue(15_001)
-    'no data within 15 s'
-    >>> liveness.data("candles", 1_000)
-    True
-    >>> liveness.overdue(10_001)
-    'no marks for 10 s'
-    """
-
-    def __init__(self, lane: Lane, opened_ms: int) -> None:
-        self.opened_ms = opened_ms
-        self.first_ms: int | None = None
-        self.last_ms: int | None = None
-        self._limits_s = lane.silence_s
-        self._last_ms = dict.fromkeys(lane.silence_s, opened_ms)
-
-    def data(self, kind: str, now_ms: int) -> bool:
-        """Data of a kind has come; True if it is the first of this connection."""
-        self._last_ms[kind] = self._last_ms[ANY_DATA] = self.last_ms = now_ms
-        if self.first_ms is not None:
-            return False
-        self.first_ms = now_ms
-        return True
-
-    def overdue(self, now_ms: int) -> str | None:
-        """What should have come and hasn't; None while all is well."""
-        if self.first_ms is None:
-            late = now_ms - self.opened_ms > FIRST_DATA_S * 1000
-            return f"no data within {FIRST_DATA_S:g} s" if late else None
-        for kind, limit_s in self._limits_s.items():
-            if now_ms - self._last_ms[kind] > limit_s * 1000:
-                return f"no {kind} for {limit_s:g} s"
-        return None
-
-    @property
-    def healthy(self) -> bool:
-        """Whether it has delivered long enough to believe in it."""
-        if self.first_ms is None or self.last_ms is None:
-            return False
-        return self.last_ms - self.first_ms >= HEALTHY_S * 1000
-
-
-class LaneFeed(Protocol):
-    """What a supervisor needs of the feed that its lane belongs to."""
-
-    id: str
-    bad_messages: BadMessages
-
-    def connection(self, lane: Lane) -> FeedConnection:
-        """A connection that isn't open yet."""
-
-    async def subscribe(self, connection: FeedConnection) -> None:
-        """Ask for the lane's topics, where that isn't done by the address."""
-
-    async def message_handler(
-        self, msg: bytes | str, conn: FeedConnection, timestamp: float
-    ) -> str | None:
-        """Emit what a message says; the kind of data that it was, None if it was none."""
-
-    async def keep_alive(self, connection: FeedConnection) -> None:
-        """Send what the exchange wants to hear from an idle client."""
-
-
-@dataclass(frozen=True, slots=True)
-class _End:
-    """How a connection ended."""
-
-    cause: str
-    planned: bool = False
-    refused: bool = False
-    retry_after_s: float | None = None
-
-
-class _OpenConnection:
-    """One open connection, read until it ends."""
-
-    def __init__(
-        self, feed: LaneFeed, lane: Lane, connection: FeedConnection, clock: Clock, uniform: Uniform
-    ) -> None:
-        now_ms = clock.now_ms()
-        self.liveness = Liveness(lane, now_ms)
-        self._feed = feed
-        self._connection = connection
-        self._clock = clock
-        self._uniform = uniform
-        self._verdict: _End | None = None
-        self._leave_ms: int | None = None
-        self._leave_cause = ""
-        if lane.lifetime_s is not None:
-            early_s = uniform(0.0, LIFETIME_JITTER_S)
-            self._leave_ms = now_ms + round((lane.lifetime_s - early_s) * 1000)
-            self._leave_cause = f"the exchange ends connections after {lane.lifetime_s:g} s"
-
-    async def serve(self, on_first_data: Callable[[], None]) -> _End:
-        """Subscribe and read; says how it ended."""
-        end = _End("closed")
-        async with asyncio.TaskGroup() as helpers:
-            watch = helpers.create_task(self._watch())
-            keep_alive = helpers.create_task(self._keep_alive())
-            try:
-                await self._feed.subscribe(self._connection)
-                await self._read(on_first_data)
-            except ExchangeUnavailable as error:
-                end = _End(str(error))
-            watch.cancel()
-            keep_alive.cancel()
-        # Where we closed it ourselves, we know better why.
-        return self._verdict or end
-
-    async def _read(self, on_first_data: Callable[[], None]) -> None:
-        connection, feed = self._connection, self._feed
-        while True:
-            raw, received_s = await connection.receive()
-            try:
-                kind = await feed.message_handler(raw, connection, received_s)
-            except ExchangeUnavailable:
-                raise
-            except Exception as error:
-                # Whatever a message breaks, it costs only itself.
-                feed.bad_messages.add(type(error).__name__, raw, error)
-                continue
-            if kind is not None and self.liveness.data(kind, round(received_s * 1000)):
-                on_first_data()
-
-    async def _watch(self) -> None:
-        while (verdict := self._judge(self._clock.now_ms())) is None:
-            await self._clock.sleep(_LOOK_S)
-        self._verdict = verdict
-        await self._connection.close()
-
-    def _judge(self, now_ms: int) -> _End | None:
-        overdue = self.liveness.overdue(now_ms)
-        if overdue is not None:
-            return _End(overdue)
-        notice = self._connection.notice
-        if notice is not None and self._leave_cause != notice:
-            # It still delivers, so it is left at a moment of its own, not with all others.
-            self._leave_cause = notice
-            self._leave_ms = now_ms + round(self._uniform(0.0, NOTICE_JITTER_S) * 1000)
-        if self._leave_ms is not None and now_ms >= self._leave_ms:
-            return _End(self._leave_cause, planned=True)
-        return None
-
-    async def _keep_alive(self) -> None:
-        # That the connection is gone is for the reader to say.
-        with suppress(ExchangeUnavailable):
-            await self._feed.keep_alive(self._connection)
+ROTATION_S = 15.0
+"""How long a new connection may take to bring its data before the old one is kept."""
+OVERLAP_S = 2.0
+"""How long the old one is read on after that: its frames may have been longer on their way."""
+CHANGE_S = 45.0
+"""How long a changed lane is waited for before the next one is changed."""
 
 
 class LaneSupervisor:
@@ -269,8 +45,12 @@ class LaneSupervisor:
 
     Attributes
     ----------
+    lane
+        What is to be carried; the connection in use may still carry what was before.
     delivering
         Set once the lane has delivered data.
+    in_force
+        Set while what is to be carried comes.
     """
 
     def __init__(
@@ -283,100 +63,290 @@ class LaneSupervisor:
     ) -> None:
         self.lane = lane
         self.delivering = asyncio.Event()
+        self.in_force = asyncio.Event()
         self._feed = feed
         self._gate = gate
         self._clock = clock
         self._uniform = uniform
         self._backoff = Backoff(uniform=uniform)
-        self._current: _OpenConnection | None = None
+        self._news = asyncio.Event()
+        self._current: Opening | None = None
+        self._asked: str | None = None
         self._opened_ms: int | None = None
         self._last_data_ms: int | None = None
-        self._openings = 0
+        self._reconnects = 0
+        self._rotations = 0
         self._last_error: str | None = None
+        self._outage = OncePerOutage(log)
 
     async def run(self) -> None:
         """Keep the lane open."""
-        while True:
-            await self._pass_gate()
-            end = await self._one_connection()
-            pause_s = self._settle(end)
-            if end.planned:
-                log.info("lane_left", exchange=self._feed.id, lane=self.lane.id, cause=end.cause)
-            else:
-                log.warning(
-                    "lane_down",
-                    exchange=self._feed.id,
-                    lane=self.lane.id,
-                    cause=end.cause,
-                    next_try_s=round(pause_s, 1),
-                )
-            await self._clock.sleep(pause_s)
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                await self._pass_gate()
+                opening = self._open(tasks)
+                await self._take(opening)
+                while opening.end is None:
+                    opening = await self._stay(tasks, opening)
+                self._current = None
+                await self._clock.sleep(self._lose(opening, opening.end.cause))
+
+    def change(self, lane: Lane) -> None:
+        """Carry other topics from now on; a connection that is open is rotated."""
+        self.lane = lane
+        self.in_force.clear()
+        self._news.set()
+
+    def rotate(self, cause: str) -> None:
+        """Replace the connection that is open, if one is, without a hole."""
+        self._asked = cause
+        self._news.set()
 
     def status(self) -> LaneStatus:
         """What the lane is worth now."""
-        current_ms = self._current.liveness.last_ms if self._current is not None else None
+        current_ms = self._current.last_data_ms if self._current is not None else None
         return LaneStatus(
             id=self.lane.id,
             state=self._state(),
             opened_ms=self._opened_ms,
             last_data_ms=current_ms or self._last_data_ms,
             streams=self.lane.streams,
-            reconnects=max(0, self._openings - 1),
+            reconnects=self._reconnects,
+            rotations=self._rotations,
             last_error=self._last_error,
         )
 
     def _state(self) -> State:
-        if self._current is None:
-            never_tried = self._openings == 0 and self._last_error is None
+        liveness = self._current.liveness if self._current is not None else None
+        if liveness is None:
+            never_tried = self._opened_ms is None and self._last_error is None
             return "starting" if never_tried else "disconnected"
-        liveness = self._current.liveness
-        if liveness.overdue(self._clock.now_ms()) is not None:
+        if liveness.overdue(self._clock.monotonic_ms()) is not None:
             return "late"
         return "starting" if liveness.first_ms is None else "live"
 
-    async def _pass_gate(self) -> None:
-        # Asked again each second: a handshake that proves itself meanwhile makes room.
-        while (wait_ms := self._gate.wait_ms(self._clock.now_ms())) > 0:
-            await self._clock.sleep(min(wait_ms, 1000) / 1000)
+    def _open(self, tasks: asyncio.TaskGroup) -> Opening:
+        opening = Opening(self._feed, self.lane, self._clock, self._uniform, self._hear)
+        self._gate.start(opening.started_ms)
+        opening.start(tasks)
+        return opening
 
-    async def _one_connection(self) -> _End:
-        started_ms = self._clock.now_ms()
-        self._gate.start(started_ms)
-        connection = self._feed.connection(self.lane)
-        try:
-            async with connection.connect():
-                self._current = _OpenConnection(
-                    self._feed, self.lane, connection, self._clock, self._uniform
-                )
-                self._opened_ms = self._current.liveness.opened_ms
-                self._openings += 1
-                log.info("lane_up", exchange=self._feed.id, lane=self.lane.id)
-                return await self._current.serve(lambda: self._prove(started_ms))
-        except RateLimited as refusal:
-            return _End(str(refusal), refused=True, retry_after_s=refusal.retry_after_s)
-        except ExchangeUnavailable as error:
-            return _End(str(error), retry_after_s=error.retry_after_s)
-        except Exception as defect:
-            # Whatever breaks a lane costs it one connection, and the other lanes nothing.
-            log.exception("lane_defect", exchange=self._feed.id, lane=self.lane.id)
-            return _End(repr(defect))
+    def _hear(self, opening: Opening) -> None:
+        """Something about a connection has changed."""
+        self._news.set()
+        if opening.end is None and opening.proven:
+            self._gate.proved(opening.started_ms)
+        if opening.delivers:
+            self.delivering.set()
+        if opening is self._current and opening.complete and opening.lane == self.lane:
+            self.in_force.set()
 
-    def _prove(self, started_ms: int) -> None:
-        self._gate.proved(started_ms)
-        self.delivering.set()
+    async def _take(self, opening: Opening) -> None:
+        """Make it the lane's connection, in place of one that was lost."""
+        await self._until(lambda: opening.liveness is not None or opening.end is not None)
+        if opening.liveness is not None and self._opened_ms is not None:
+            self._reconnects += 1
+        self._use(opening)
 
-    def _settle(self, end: _End) -> float:
-        """Draw the conclusions of an end; seconds until the next attempt."""
-        ended, self._current = self._current, None
-        healthy = ended is not None and ended.liveness.healthy
-        if ended is not None:
-            self._last_data_ms = ended.liveness.last_ms or self._last_data_ms
-        if healthy:
+    def _use(self, opening: Opening) -> None:
+        self._asked = None
+        self._current = opening
+        self._opened_ms = opening.opened_ms or self._opened_ms
+        self._hear(opening)
+
+    async def _stay(self, tasks: asyncio.TaskGroup, current: Opening) -> Opening:
+        """Until the connection ends or another takes its place; the one that counts from then."""
+        await self._until(lambda: current.end is not None or self._leaving(current) is not None)
+        leaving = self._leaving(current)
+        if current.end is not None or leaving is None:
+            return current
+        return await self._rotate(tasks, current, leaving)
+
+    def _leaving(self, current: Opening) -> Leaving | None:
+        if current.lane != self.lane:
+            return Leaving("its topics change")
+        return current.leaving or (Leaving(self._asked) if self._asked is not None else None)
+
+    async def _rotate(self, tasks: asyncio.TaskGroup, old: Opening, leaving: Leaving) -> Opening:
+        """Open another connection, and leave the old one once the new one is as good."""
+        await self._pass_gate(old)
+        if old.end is not None:
+            return old
+        new = self._open(tasks)
+
+        def over() -> bool:
+            return new.end is not None or old.end is not None
+
+        await self._until(lambda: new.complete or over(), ROTATION_S)
+        if new.complete or new.as_good_as(old):
+            await self._until(over, OVERLAP_S)
+        elif not over():
+            new.leave(End(f"not all of its data within {ROTATION_S:g} s"))
+        if old.end is not None:
+            self._lose(old, old.end.cause)
+            await self._take(new)
+            return new
+        if new.end is not None:
+            pause_s = self._settle(new)
+            self._say("rotation_failed", new.end.cause, pause_s, reason=leaving.cause)
+            await self._until(lambda: old.end is not None, pause_s)
+            return old
+        self._use(new)
+        if new.lane == self.lane:
+            self.in_force.set()
+        if leaving.planned:
+            self._rotations += 1
+            self._settle(old)
+            log.info("lane_left", exchange=self._feed.id, lane=self.lane.id, cause=leaving.cause)
+        else:
+            self._reconnects += 1
+            self._lose(old, leaving.cause)
+        old.leave(End(leaving.cause))
+        return new
+
+    def _lose(self, opening: Opening, cause: str) -> float:
+        """A connection had to be given up; seconds until the next attempt."""
+        pause_s = self._settle(opening)
+        self._last_data_ms = opening.last_data_ms or self._last_data_ms
+        self._last_error = cause
+        self._say("lane_down", cause, pause_s)
+        return pause_s
+
+    def _settle(self, opening: Opening) -> float:
+        """Draw the conclusions of a connection that is over; seconds until the next attempt."""
+        if opening.liveness is not None and opening.liveness.healthy:
             self._backoff.reset()
-        if end.planned and healthy:
+            self._outage.over()
+        else:
+            self._gate.failed(opening.started_ms)
+        end = opening.end
+        if end is None:
             return 0.0
-        self._last_error = end.cause
         wait_s = end.retry_after_s or 0.0
         if end.refused:
-            self._gate.close(self._clock.now_ms() + round(wait_s * 1000))
+            self._gate.close(self._clock.monotonic_ms() + round(wait_s * 1000))
         return max(self._backoff.next_s(), wait_s)
+
+    def _say(self, event: str, cause: str, pause_s: float, **more: str) -> None:
+        self._outage.failed(
+            event,
+            exchange=self._feed.id,
+            lane=self.lane.id,
+            cause=cause,
+            next_try_s=round(pause_s, 1),
+            **more,
+        )
+
+    async def _pass_gate(self, old: Opening | None = None) -> None:
+        # Asked again each second: a handshake that proves itself meanwhile makes room.
+        while (wait_ms := self._gate.wait_ms(self._clock.monotonic_ms())) > 0:
+            if old is not None and old.end is not None:
+                return
+            await self._clock.sleep(min(wait_ms, 1000) / 1000)
+
+    async def _until(self, condition: Callable[[], bool], patience_s: float | None = None) -> bool:
+        """Wait for news until the condition holds; False when patience ends before."""
+        limit_s = None if patience_s is None else patience_s / self._clock.speed
+        try:
+            async with asyncio.timeout(limit_s):
+                while not condition():
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError:
+            return False
+        return True
+
+
+class Lanes:
+    """All lanes of a feed; `run` ends only by cancellation, and every connection with it.
+
+    Attributes
+    ----------
+    planned
+        What is to be carried, in the order of the plan.
+    """
+
+    def __init__(self, feed: LaneFeed, planned: Sequence[Lane], gate: Gate, clock: Clock) -> None:
+        self.planned = list(planned)
+        self._feed = feed
+        self._gate = gate
+        self._clock = clock
+        self._supervisors = {lane.id: self._supervisor(lane) for lane in planned}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._group: asyncio.TaskGroup | None = None
+        self._changing = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Keep every lane open."""
+        async with asyncio.TaskGroup() as self._group:
+            for supervisor in self._supervisors.values():
+                self._start(supervisor)
+            # Lanes come and go; there may be none for a while.
+            await asyncio.Event().wait()
+
+    async def follow(self, planned: Sequence[Lane]) -> None:
+        """Carry out another plan, one lane after the other.
+
+        Returns when all of it is in force, or has been tried for `CHANGE_S` a lane; what isn't yet
+        is tried on. Lanes with nothing left are closed last.
+        """
+        async with self._changing:
+            held = [supervisor.lane for supervisor in self._supervisors.values()]
+            self.planned = list(planned)
+            for lane in change_order(held, planned):
+                supervisor = self._supervisors.get(lane.id)
+                if supervisor is None:
+                    supervisor = self._supervisors[lane.id] = self._supervisor(lane)
+                    self._start(supervisor)
+                else:
+                    supervisor.change(lane)
+                if self._group is not None:
+                    await self._wait_for(supervisor)
+            ids = [lane.id for lane in planned]
+            for gone in self._supervisors.keys() - set(ids):
+                await self._close(gone)
+            self._supervisors = {lane_id: self._supervisors[lane_id] for lane_id in ids}
+
+    def rotate(self, lane_id: str, cause: str) -> None:
+        """Replace a lane's connection without a hole; an unknown lane is none to replace."""
+        supervisor = self._supervisors.get(lane_id)
+        if supervisor is not None:
+            supervisor.rotate(cause)
+
+    def statuses(self) -> list[LaneStatus]:
+        """Every lane, those that are about to be closed too."""
+        return [supervisor.status() for supervisor in self._supervisors.values()]
+
+    async def wait_for_data(self) -> None:
+        """Until every lane has delivered something."""
+        for supervisor in list(self._supervisors.values()):
+            await supervisor.delivering.wait()
+
+    def _supervisor(self, lane: Lane) -> LaneSupervisor:
+        return LaneSupervisor(self._feed, lane, self._gate, self._clock)
+
+    def _start(self, supervisor: LaneSupervisor) -> None:
+        if self._group is not None:
+            lane_id = supervisor.lane.id
+            name = f"{self._feed.id} {lane_id}"
+            self._tasks[lane_id] = self._group.create_task(supervisor.run(), name=name)
+
+    async def _wait_for(self, supervisor: LaneSupervisor) -> None:
+        try:
+            async with self._clock.timeout(CHANGE_S):
+                await supervisor.in_force.wait()
+        except TimeoutError:
+            log.warning(
+                "lane_change_late",
+                exchange=self._feed.id,
+                lane=supervisor.lane.id,
+                waited_s=CHANGE_S,
+            )
+
+    async def _close(self, lane_id: str) -> None:
+        del self._supervisors[lane_id]
+        task = self._tasks.pop(lane_id, None)
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task})
+            log.info("lane_left", exchange=self._feed.id, lane=lane_id, cause="nothing is left")

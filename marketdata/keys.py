@@ -6,8 +6,10 @@ not renewed is not fresh.
 
 from __future__ import annotations
 
-LAST_TTL_MS = 120_000
-"""The longest of a pair's deadlines (funding, repeated at least once a minute)."""
+from marketdata.deadlines import DEADLINE_MS
+
+LAST_TTL_MS = max(DEADLINE_MS.values())
+"""The longest of a pair's deadlines."""
 CANDLES_KEPT = 1_000
 CANDLES_TTL_MS = 2 * 86_400_000
 BOOK_TTL_MS = 10_000
@@ -40,5 +42,5 @@ def book(exchange: str, symbol: str) -> str:
 
 
 def health(exchange: str) -> str:
-    """The hash of an exchange's connection states."""
+    """The hash of an exchange's states: the whole, its connections, and what isn't live."""
     return f"md:health:{exchange}"

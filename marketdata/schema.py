@@ -19,7 +19,8 @@ Source = Literal["stream", "rest", "synthetic"]
 GapReason = Literal["restart", "disconnected", "silent", "dropped", "venue_down"]
 GapState = Literal["open", "repaired", "empty", "lost"]
 Channel = Literal["candles", "funding", "mark_price", "last_price"]
-State = Literal["starting", "live", "quiet", "late", "disconnected", "venue_down"]
+State = Literal["live", "quiet", "starting", "late", "disconnected", "venue_down"]
+"""From the best to the worst."""
 
 CHANNELS: tuple[str, ...] = get_args(Channel)
 STATES: tuple[str, ...] = get_args(State)

@@ -187,6 +187,20 @@ class RepairSettings(Section):
     weight_share: fields.Share = Field(0.5, description="share of the exchange's request limit")
 
 
+class CaptureSettings(Section):
+    """What the exchanges send, kept as it came."""
+
+    path: fields.FilePath = Field(
+        Path("var/capture"), validate_default=True, description="the folder of its segments"
+    )
+    max_bytes: fields.CaptureBytes = Field(
+        2 << 30, description="largest size of all segments; beyond it the oldest go"
+    )
+    segment_ms: fields.SegmentMs = Field(
+        300_000, alias="segment", description="how much time one segment has"
+    )
+
+
 class TopPairs(Section):
     """The perpetuals of a quote currency with the largest volume of the last 24 h."""
 
@@ -282,6 +296,9 @@ class Settings(Section):
     )
     repair: RepairSettings = Field(
         default_factory=RepairSettings, description="gaps are filled by REST"
+    )
+    capture: CaptureSettings | None = Field(
+        None, description="raw messages, kept to be replayed; left out: none"
     )
     exchanges: Annotated[
         dict[fields.ExchangeId, ExchangeSettings],

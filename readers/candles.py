@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Final, cast
 
 from marketdata import keys
@@ -10,9 +11,10 @@ from marketdata.errors import StoreUnavailable
 from marketdata.schema import Ohlcv
 from readers import frames
 from readers.cache import TTL_MS, Cache
-from readers.deadlines import candle_deadline_ms
+from readers.deadlines import Deadline, MaxAge, allowed_ms, candle_deadline_ms, stale
 from readers.frames import OHLCV, Candles
 from readers.origins import Origins
+from readers.states import States
 from readers.timeframes import Timeframe
 
 if TYPE_CHECKING:
@@ -34,8 +36,9 @@ class FoundCandles:
 class CandleReader:
     """Reads candles of any timeframe. The frames that it returns are the caller's own."""
 
-    def __init__(self, origins: Origins) -> None:
+    def __init__(self, origins: Origins, states: States) -> None:
         self._origins = origins
+        self._states = states
         self._cache: Cache[tuple[str, str, int, int], FoundCandles] = Cache(_FRAMES_KEPT)
 
     def newest(
@@ -53,16 +56,39 @@ class CandleReader:
         if cached is not None:
             self._origins.count("cache")
             return _copy(cached)
+        time_ms = self._states.exchange_ms(exchange, now_ms)
         try:
-            found = self._read(exchange, pair, timeframe, limit, now_ms)
+            found = self._read(exchange, pair, timeframe, limit, time_ms)
         except StoreUnavailable:
             kept = self._cache.in_grace(key, now_ms)
             if kept is None:
                 raise
             self._origins.count("grace")
             return _copy(kept)
-        self._cache.put(key, found, valid_until_ms=_valid_until(found, timeframe, now_ms))
+        valid_until_ms = _valid_until(found, timeframe, time_ms) - time_ms + now_ms
+        self._cache.put(key, found, valid_until_ms=valid_until_ms)
         return FoundCandles(found.frame.copy(), found.closed_ms)
+
+    def judge(
+        self,
+        found: FoundCandles,
+        exchange: str,
+        pair: str,
+        timeframe: Timeframe,
+        max_age: MaxAge,
+        now_ms: int,
+    ) -> pd.DataFrame:
+        """The frame with its state in `.attrs["state"]`. Raises `StaleData`."""
+        deadline_ms = candle_deadline_ms(timeframe.base_ms)
+        key = (exchange, pair, "candles")
+        age_ms, state = self._states.judge(*key, found.closed_ms, deadline_ms, now_ms)
+        is_allowed = (inf if age_ms is None else age_ms) <= allowed_ms(max_age, deadline_ms)
+        is_proven = state == "quiet" and age_ms is not None and isinstance(max_age, Deadline)
+        if not (is_allowed or is_proven):
+            what = f"the newest candle of {exchange} {pair}"
+            raise stale(what, age_ms, max_age, deadline_ms, state)
+        found.frame.attrs["state"] = state
+        return found.frame
 
     def between(
         self, exchange: str, pair: str, timeframe: Timeframe, start_ms: int, end_ms: int

@@ -5,19 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, overload
 
+from marketdata.schema import State
 from marketdata.settings import Settings, Store
 from readers import frames
-from readers.deadlines import (
-    Deadline,
-    MaxAge,
-    allowed_ms,
-    candle_deadline_ms,
-    stale,
-)
+from readers.deadlines import Deadline, MaxAge, allowed_ms
 from readers.process import Places, Process, choose_places, left_by_parents
 from readers.timeframes import Timeframe
 from readers.times import When, range_ms
@@ -61,7 +55,7 @@ class MarketData:
     `StoreRefused` where it refuses to answer, and `ConfigError` where the file can't be used.
     Pairs are named `BTC/USDT:USDT` or `BTCUSDT`. `max_age` is in seconds; left out it is the
     channel's own deadline (`readers.deadlines`), and None takes a value of any age. Where a value
-    is older, or there is none, `StaleData` is raised.
+    is older, or there is none, `StaleData` is raised, whose `state` tells why.
     """
 
     def __init__(
@@ -99,7 +93,8 @@ class MarketData:
         limit
             At most this many rows.
         max_age
-            Seconds since the newest stored candle (or minute) was closed.
+            Seconds since the newest stored candle (or minute) was closed. Left out, candles of a
+            pair that is `quiet` (there is proof that nothing is traded) aren't stale.
 
         Returns
         -------
@@ -107,7 +102,8 @@ class MarketData:
             `date` (open time, `datetime64[ms, UTC]`), `open high low close volume` (float64,
             volume in base units), a RangeIndex. Holes are filled flat. `.attrs["filled"]` lists
             the open times (ms) of candles beneath which something is missing,
-            `.attrs["source"]` is `cache`, `redis`, `sqlite` or `influxdb`.
+            `.attrs["source"]` is `cache`, `redis`, `sqlite` or `influxdb`, and `.attrs["state"]`
+            what the pair's candles are worth now: `live`, `quiet`, `late` …
         """
         step = Timeframe.parse(timeframe)
         if limit < 1:
@@ -117,11 +113,7 @@ class MarketData:
         found = here.candles.newest(name, symbol, step, limit, now_ms)
         if found.closed_ms is None:
             here.book.require(name, symbol, now_ms)
-        deadline_ms = candle_deadline_ms(step.base_ms)
-        age_ms = None if found.closed_ms is None else now_ms - found.closed_ms
-        if (inf if age_ms is None else age_ms) > allowed_ms(max_age, deadline_ms):
-            raise stale(f"the newest candle of {name} {symbol}", age_ms, max_age, deadline_ms)
-        return found.frame
+        return here.candles.judge(found, name, symbol, step, max_age, now_ms)
 
     @overload
     def get_history(
@@ -236,7 +228,8 @@ class MarketData:
         if not fresh:
             newest = min(readings.values(), key=lambda funding: funding.age_ms, default=None)
             what = f"every funding rate of {self._named(exchange)}"
-            raise stale_value(Funding, what, newest, max_age)
+            state = "late" if newest is None else self.state_of(newest)
+            raise stale_value(Funding, what, newest, max_age, state)
         return fresh if with_source else {pair: funding.rate for pair, funding in fresh.items()}
 
     def get_funding_rate_history(
@@ -330,7 +323,14 @@ class MarketData:
         """The newest values of a kind (`Funding`, `Mark`, `LastTrade`) of any age, by pair."""
         here, name, now_ms = self._here(), self._named(exchange), self._now_ms()
         found = here.newest.read(kind, name, here.book.pairs(name, now_ms), now_ms)
-        return {pair: value.at(now_ms) for pair, value in sorted(found.items())}
+        time_ms = here.states.exchange_ms(name, now_ms)
+        return {pair: value.at(time_ms) for pair, value in sorted(found.items())}
+
+    def state_of(self, reading: Reading) -> State:
+        """What its channel is worth now: `live`, `quiet`, `late`, `disconnected`, `venue_down` …"""
+        where = (reading.exchange, reading.pair, reading.channel)
+        judge = self._here().states.judge
+        return judge(*where, reading.event_ms, reading.deadline_ms, self._now_ms()).state
 
     def pair(self, symbol: str, exchange: str | None = None) -> str:
         """The pair that `symbol` means; one in the unified form may be taken as it is."""
@@ -365,10 +365,12 @@ class MarketData:
         value = here.newest.read(kind, name, [symbol], now_ms).get(symbol)
         if value is None:
             here.book.require(name, symbol, now_ms)
-            raise stale_value(kind, f"the {kind.name} of {name} {symbol}", None, max_age)
-        reading = value.at(now_ms)
+            state = here.states.judge(name, symbol, kind.channel, None, 0, now_ms).state
+            raise stale_value(kind, f"the {kind.name} of {name} {symbol}", None, max_age, state)
+        reading = value.at(here.states.exchange_ms(name, now_ms))
         if reading.age_ms > allowed_ms(max_age, reading.deadline_ms):
-            raise stale_value(kind, f"the {kind.name} of {name} {symbol}", reading, max_age)
+            state = self.state_of(reading)
+            raise stale_value(kind, f"the {kind.name} of {name} {symbol}", reading, max_age, state)
         return reading
 
     def _here(self) -> Process:

@@ -1,8 +1,9 @@
-"""How old a value may be before it is not handed out as fresh: all deadlines, in one place.
+"""How old a value may be before it is not handed out as fresh.
 
-Ages are counted from the exchange's event time; a candle's from its close. The hot values (Redis,
-SQLite's table `last`) follow every message of the exchange. The ticks stored in InfluxDB don't: an
-unchanged value is written again only once a minute, so a value from there gets that minute on top.
+The hot values (Redis, SQLite's table `last`) follow every message of the exchange, so the channels'
+own deadlines are theirs. The ticks stored in InfluxDB don't: an unchanged value is written again
+only once a minute, so a value from there gets that minute on top. A candle's age is counted from
+its close.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ from enum import Enum
 from math import inf
 from typing import Final
 
+from marketdata.deadlines import DEADLINE_MS
 from marketdata.errors import StaleData
-
-HOT_MS: Final = {"mark_price": 10_000, "last_price": 90_000, "funding": 120_000}
-"""A mark price comes each second, funding at least once a minute; a trade may let a minute pass."""
+from marketdata.schema import State
 
 TICK_REPEAT_MS: Final = 60_000
 CANDLE_GRACE_MS: Final = 30_000
 """What the newest candle may take from its close to the store, with a minute fetched by REST."""
+QUIET_MS: Final = 600_000
+"""What candles of a pair in which nothing is traded may be late: the minutes that the exchange
+confirms as empty are stored as well, at latest when the budget of REST allows to ask."""
 
 
 class Deadline(Enum):
@@ -37,7 +40,7 @@ def value_deadline_ms(channel: str, *, hot: bool) -> int:
     >>> value_deadline_ms("mark_price", hot=True), value_deadline_ms("mark_price", hot=False)
     (10000, 70000)
     """
-    return HOT_MS[channel] + (0 if hot else TICK_REPEAT_MS)
+    return DEADLINE_MS[channel] + (0 if hot else TICK_REPEAT_MS)
 
 
 def candle_deadline_ms(base_ms: int) -> int:
@@ -60,7 +63,13 @@ def allowed_ms(max_age: MaxAge, deadline_ms: int) -> float:
     return deadline_ms if isinstance(max_age, Deadline) else max_age * 1000
 
 
-def stale(what: str, age_ms: int | None, max_age: MaxAge, deadline_ms: int) -> StaleData:
-    """The error for a value that is too old, or that there is none of (`age_ms` None)."""
+def stale(
+    what: str, age_ms: int | None, max_age: MaxAge, deadline_ms: int, state: State
+) -> StaleData:
+    """The error for a value that is too old, or that there is none of (`age_ms` None).
+
+    One that is `live` by its deadline is `late` by the caller's own.
+    """
     limit_ms = deadline_ms if max_age is None else int(allowed_ms(max_age, deadline_ms))
-    return StaleData(what, age_ms=age_ms, max_age_ms=limit_ms)
+    shown = "late" if state == "live" else state
+    return StaleData(what, age_ms=age_ms, max_age_ms=limit_ms, state=shown)

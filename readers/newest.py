@@ -13,6 +13,7 @@ from marketdata.errors import StoreUnavailable
 from marketdata.schema import Last
 from readers.cache import TTL_MS, Cache
 from readers.origins import Origins
+from readers.states import States
 from readers.values import Reading
 
 _VALUES_KEPT: Final = 4_096
@@ -23,8 +24,9 @@ V = TypeVar("V", bound=Reading)
 class Newest:
     """Reads the newest values; each kind of value is looked for, and kept, by itself."""
 
-    def __init__(self, origins: Origins) -> None:
+    def __init__(self, origins: Origins, states: States) -> None:
         self._origins = origins
+        self._states = states
         self._cache: Cache[tuple[str, str, str], Reading] = Cache(_VALUES_KEPT)
 
     def read(self, kind: type[V], exchange: str, pairs: Sequence[str], now_ms: int) -> dict[str, V]:
@@ -38,7 +40,8 @@ class Newest:
         cached = self._cached(kind, exchange, pairs, now_ms)
         others = [pair for pair in pairs if pair not in cached]
         found = self._from_redis(kind, exchange, others)
-        late = [pair for pair in others if pair not in found or not found[pair].is_fresh(now_ms)]
+        time_ms = self._states.exchange_ms(exchange, now_ms)
+        late = [pair for pair in others if pair not in found or not found[pair].is_fresh(time_ms)]
         kept: dict[str, V] = {}
         if late:
             try:

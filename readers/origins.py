@@ -29,6 +29,8 @@ class Origins:
     ----------
     store, hot
         The sources, not yet connected; `hot` is None where no Redis is configured.
+
+    What isn't asked for a caller's data (`counted=False`) doesn't count as a read.
     """
 
     def __init__(self, store: Source, hot: HotSource | None) -> None:
@@ -39,24 +41,27 @@ class Origins:
         self._counts: Counter[str] = Counter()
         self._counting = threading.Lock()
 
-    def ask_store(self, question: Callable[[Source], T]) -> T:
+    def ask_store(self, question: Callable[[Source], T], *, counted: bool = True) -> T:
         """The store's answer. Raises `StoreUnavailable`, `StoreRefused`."""
         try:
             answer = self._store.ask(question)
         except StoreUnavailable:
-            self.count("store_failed")
+            if counted:
+                self.count("store_failed")
             raise
-        self.count(self.store_name)
+        if counted:
+            self.count(self.store_name)
         return answer
 
-    def ask_hot(self, question: Callable[[HotSource], T]) -> T | None:
+    def ask_hot(self, question: Callable[[HotSource], T], *, counted: bool = True) -> T | None:
         """The hot cache's answer; None where there is no Redis, or it fails."""
         if self._hot is None:
             return None
         try:
             return self._hot.ask(question)
         except StoreUnavailable:
-            self.count("redis_failed")
+            if counted:
+                self.count("redis_failed")
             return None
 
     @property

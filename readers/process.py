@@ -17,6 +17,7 @@ from readers.candles import CandleReader
 from readers.newest import Newest
 from readers.origins import Origins
 from readers.sources import open_hot, open_source
+from readers.states import States
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,9 @@ class Process:
         self.exchange = places.exchange
         self.origins = Origins(open_source(places), open_hot(places))
         self.book = PairBook(self.origins)
-        self.newest = Newest(self.origins)
-        self.candles = CandleReader(self.origins)
+        self.states = States(self.origins)
+        self.newest = Newest(self.origins, self.states)
+        self.candles = CandleReader(self.origins, self.states)
 
     @property
     def is_inherited(self) -> bool:

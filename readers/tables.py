@@ -50,7 +50,8 @@ def age(age_ms: int) -> str:
 
 def candles_table(frame: pd.DataFrame, title: str) -> Table:
     """Candles, ascending; made-up ones are dim."""
-    table = Table(title=f"{title} · from {frame.attrs['source']}", title_justify="left")
+    told = f"{title} · from {frame.attrs['source']} · {frame.attrs['state']}"
+    table = Table(title=told, title_justify="left")
     table.add_column("open time, UTC")
     for name in ("open", "high", "low", "close", "volume"):
         table.add_column(name, justify="right")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from marketdata.errors import StaleData
-from marketdata.schema import Last
+from marketdata.schema import Last, State
 from readers.deadlines import MaxAge, stale, value_deadline_ms
 
 
@@ -17,7 +17,8 @@ class Reading:
     Attributes
     ----------
     event_ms, age_ms
-        The exchange's time of the value (UTC), and how long ago that was when it was handed out.
+        The exchange's time of the value (UTC), and how long ago that was when it was handed out,
+        by the exchange's clock where the difference to ours is known.
     source
         `cache` (this process), `redis`, `sqlite` or `influxdb`.
     deadline_ms
@@ -39,13 +40,13 @@ class Reading:
         """The value out of a pair's newest values, if there is one."""
         raise NotImplementedError
 
-    def at(self, now_ms: int) -> Self:
-        """The same, with its age."""
-        return replace(self, age_ms=now_ms - self.event_ms)
+    def at(self, exchange_ms: int) -> Self:
+        """The same, with its age at an instant of the exchange's clock."""
+        return replace(self, age_ms=max(0, exchange_ms - self.event_ms))
 
-    def is_fresh(self, now_ms: int) -> bool:
+    def is_fresh(self, exchange_ms: int) -> bool:
         """Whether it is within its deadline."""
-        return now_ms - self.event_ms <= self.deadline_ms
+        return exchange_ms - self.event_ms <= self.deadline_ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,9 +148,9 @@ class LastTrade(Reading):
 
 
 def stale_value(
-    kind: type[Reading], what: str, reading: Reading | None, max_age: MaxAge
+    kind: type[Reading], what: str, reading: Reading | None, max_age: MaxAge, state: State
 ) -> StaleData:
     """The error for a reading (with its age) that is too old, or that there is none of."""
     if reading is None:
-        return stale(what, None, max_age, value_deadline_ms(kind.channel, hot=True))
-    return stale(what, reading.age_ms, max_age, reading.deadline_ms)
+        return stale(what, None, max_age, value_deadline_ms(kind.channel, hot=True), state)
+    return stale(what, reading.age_ms, max_age, reading.deadline_ms, state)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +12,11 @@ from typing import Any, Protocol
 from ingest.sinks.influx import InfluxSink
 from ingest.sinks.redis import RedisSink
 from ingest.sinks.sqlite import SqliteSink
+from ingest.status import health_fields
 from marketdata.schema import (
     CANDLE_MS,
     MINUTE_MS,
+    STATES,
     Batch,
     FundingRate,
     FundingSettled,
@@ -23,6 +25,7 @@ from marketdata.schema import (
     MarkPrice,
     Ohlcv,
     Row,
+    State,
 )
 from readers import MarketData
 from tests.servers.influx import InfluxBucket
@@ -190,6 +193,29 @@ class RedisHome:
 
     def put(self, batch: Batch) -> None:
         asyncio.run(_write(RedisSink(self.url), batch))
+
+    def put_health(
+        self,
+        time_ms: int,
+        *,
+        clock_ahead_ms: int = 0,
+        states: Mapping[tuple[str, str], State] | None = None,
+    ) -> None:
+        """What the service says at `time_ms`, with the states of pairs' channels."""
+        pairs: dict[str, dict[str, Any]] = {}
+        for (pair, channel), state in (states or {}).items():
+            pairs.setdefault(pair, {})[channel] = {"state": state, "age_ms": None}
+        told = {"clock_ahead_ms": clock_ahead_ms, "connections": [], "pairs": pairs}
+        status = told | {"state": max((states or {}).values(), key=STATES.index, default="live")}
+
+        async def put() -> None:
+            sink = RedisSink(self.url)
+            try:
+                await sink.health(EXCHANGE, health_fields(status, time_ms))
+            finally:
+                await sink.close()
+
+        asyncio.run(put())
 
     def put_last(self, *lasts: Last) -> None:
         async def update() -> None:

@@ -92,6 +92,12 @@ async def stay_silent(connection: ServerConnection) -> None:
     await connection.wait_closed()
 
 
+async def stop_reading(connection: ServerConnection) -> None:
+    """Keep the connection open and take nothing in, as a peer does whose network is gone."""
+    connection.transport.pause_reading()
+    await connection.wait_closed()
+
+
 def reset(connection: ServerConnection) -> None:
     """End the connection with a TCP reset."""
     peer = connection.transport.get_extra_info("socket")

@@ -17,7 +17,7 @@ from ingest.exchanges.binance_futures_rest import BinanceFuturesRest
 from ingest.exchanges.bybit import Bybit
 from ingest.exchanges.bybit_rest import BybitRest
 from ingest.exchanges.rest_base import ExchangeRest
-from ingest.supervision import Lane
+from ingest.lanes import Lane
 from marketdata.exchanges import CHANNELS_OF
 from marketdata.pairs import Market
 from marketdata.schema import Channel

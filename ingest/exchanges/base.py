@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import math
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Annotated, ClassVar
 from urllib.parse import urlsplit
@@ -22,9 +22,11 @@ from cryptofeed.symbols import Symbols
 
 from ingest.backoff import Gate
 from ingest.clock import Clock
-from ingest.connection import FeedConnection
+from ingest.connection import PING_TIMEOUT_S, FeedConnection
+from ingest.lanes import ANY_DATA, ANY_FRAME, Lane, LaneStatus
 from ingest.model import Event
-from ingest.supervision import BadMessages, Lane, LaneStatus, LaneSupervisor
+from ingest.opening import BadMessages
+from ingest.supervision import Lanes
 from marketdata.errors import BadMessage
 from marketdata.pairs import Market, MarketKind
 from marketdata.schema import MINUTE_MS, Channel
@@ -80,11 +82,26 @@ class SupervisedFeed(Feed):  # type: ignore[misc]
 
     ws_url: ClassVar[str]
     channels_by_kind: ClassVar[ChannelsByKind]
-    ping_timeout_s: ClassVar[float | None] = 20.0
+    ping_timeout_s: ClassVar[float | None] = PING_TIMEOUT_S
+    merges: ClassVar[bool] = False
+    """Whether a message may leave out what an earlier one of its connection has said."""
 
     @staticmethod
-    def plan_lanes(markets: Sequence[Market], channels: Sequence[str], base_url: str) -> list[Lane]:
-        """The connections that these markets and channels take; pure."""
+    def plan_lanes(
+        markets: Sequence[Market],
+        channels: Sequence[str],
+        base_url: str,
+        held: Sequence[Lane] = (),
+    ) -> list[Lane]:
+        """The connections that these markets and channels take; pure.
+
+        With the lanes held now, the plan is the one that changes the fewest of them.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def topics_of(market: Market, channel: Channel) -> tuple[str, ...]:
+        """The topics of which any brings a market's channel, as `{lane's group}/{topic}`."""
         raise NotImplementedError
 
     def __init__(
@@ -98,8 +115,8 @@ class SupervisedFeed(Feed):  # type: ignore[misc]
         ws_url: str | None = None,
         http_proxy: str | None = None,
     ) -> None:
-        # With symbols set, the constructor makes no REST call. Spot and contracts may share an id.
-        Symbols.set(self.id, {market.pair: (market.kind, market.id) for market in markets}, {})
+        # With symbols set, the constructor makes no REST call.
+        Symbols.set(self.id, symbols_of(markets), {})
         super().__init__(
             symbols=[market.pair for market in markets],
             channels=list(channels),
@@ -108,21 +125,23 @@ class SupervisedFeed(Feed):  # type: ignore[misc]
         )
         # Registered by cryptofeed, it would be kept in memory for as long as the process lives.
         atexit.unregister(self.http_conn.__del__)
-        self.markets = tuple(markets)
         self.wanted = frozenset(channels)
         self.clock = clock
         self.bad_messages = BadMessages(self.id)
         self.refused_topics: dict[str, str] = {}
-        self.lanes = self.plan_lanes(markets, channels, ws_url or self.ws_url)
         self._http_proxy = http_proxy
-        self._interval_hours = {market.pair: market.interval_hours for market in markets}
-        gate = gate or Gate()
-        self._supervisors = [LaneSupervisor(self, lane, gate, clock) for lane in self.lanes]
+        self._channels = tuple(channels)
+        self._base_url = ws_url or self.ws_url
+        planned = self.plan_lanes(markets, channels, self._base_url)
+        self._lanes = Lanes(self, planned, gate or Gate(), clock)
+        self._following = asyncio.Lock()
         self._running: asyncio.Task[None] | None = None
+        self._know(markets)
+        self._index(planned)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Open the lanes; `shutdown` ends what this starts."""
-        self._running = loop.create_task(self._run_lanes(), name=f"{self.id} lanes")
+        self._running = loop.create_task(self._lanes.run(), name=f"{self.id} lanes")
 
     def stop(self) -> None:
         """Begin to close; `shutdown` waits for it."""
@@ -138,10 +157,40 @@ class SupervisedFeed(Feed):  # type: ignore[misc]
                 self._running.result()  # it only ends by itself where there is a defect
         await self.http_conn.close()
 
+    @property
+    def lanes(self) -> list[Lane]:
+        """The planned connections."""
+        return self._lanes.planned
+
+    async def follow(self, markets: Sequence[Market]) -> None:
+        """Subscribe these markets from now on instead, at the cost of the fewest connections.
+
+        Frames of new pairs are understood at once, and those of pairs that are gone are ignored.
+        Connections that carry neither aren't touched; the others are rotated, one after the other.
+        Returns once all of it comes, or has been tried for a while (`supervision.CHANGE_S` a lane);
+        what doesn't come yet is tried on. Cancelled on the way, the next call completes it.
+        """
+        async with self._following:
+            planned = self.plan_lanes(markets, self._channels, self._base_url, self.lanes)
+            self._know(markets)
+            self._index(planned)
+            await self._lanes.follow(planned)
+
+    def channels_of(self, market: Market) -> tuple[Channel, ...]:
+        """The channels that are subscribed of a market."""
+        return wanted(market, self._channels, self.channels_by_kind)
+
+    def lane_of(self, pair: str, channel: str) -> str | None:
+        """The id of the lane that carries a pair's channel, None where none does."""
+        return self._lane_of.get((pair, channel))
+
+    def rotate(self, lane_id: str, cause: str) -> None:
+        """Replace a lane's connection by a new one without a hole; `cause` is for the log."""
+        self._lanes.rotate(lane_id, cause)
+
     async def wait_for_data(self) -> None:
         """Until every lane has delivered something."""
-        for supervisor in self._supervisors:
-            await supervisor.delivering.wait()
+        await self._lanes.wait_for_data()
 
     def set_intervals(self, hours: Mapping[str, float | None]) -> None:
         """Use these funding intervals from now on, in hours by pair; they change during the day."""
@@ -149,7 +198,7 @@ class SupervisedFeed(Feed):  # type: ignore[misc]
 
     def lane_statuses(self) -> list[LaneStatus]:
         """Every lane, in the order of the plan."""
-        return [supervisor.status() for supervisor in self._supervisors]
+        return self._lanes.statuses()
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -177,6 +226,10 @@ class SupervisedFeed(Feed):  # type: ignore[misc]
     async def subscribe(self, connection: FeedConnection) -> None:
         """Ask for the lane's topics; nothing to do where the address names them."""
 
+    def subscribed(self, connection: FeedConnection) -> bool:
+        """Whether all that was asked for has been answered."""
+        return True
+
     async def keep_alive(self, connection: FeedConnection) -> None:
         """Protocol pings are enough, unless an exchange wants more."""
 
@@ -194,10 +247,34 @@ class SupervisedFeed(Feed):  # type: ignore[misc]
         """Hours between two fundings of a market, as far as is known now."""
         return self._interval_hours[market.pair]
 
-    async def _run_lanes(self) -> None:
-        async with asyncio.TaskGroup() as lanes:
-            for supervisor in self._supervisors:
-                lanes.create_task(supervisor.run(), name=f"{self.id} {supervisor.lane.id}")
+    def _know(self, markets: Sequence[Market]) -> None:
+        """Take these markets for ours: their symbols, ids and intervals."""
+        symbols = symbols_of(markets)
+        Symbols.set(self.id, symbols, {})
+        self.normalized_symbol_mapping = symbols
+        self.exchange_symbol_mapping = {value: pair for pair, value in symbols.items()}
+        self.normalized_symbols = list(symbols)
+        self.subscription = {
+            self.websocket_channels[c]: list(symbols.values()) for c in self._channels
+        }
+        self._feed_config = {channel: list(symbols) for channel in self._channels}
+        self.markets = tuple(markets)
+        self._interval_hours = {market.pair: market.interval_hours for market in markets}
+
+    def _index(self, planned: Sequence[Lane]) -> None:
+        lane_of = {f"{lane.group}/{topic}": lane.id for lane in planned for topic in lane.topics}
+        self._lane_of: dict[tuple[str, str], str] = {
+            (market.pair, channel): lane_of[topic]
+            for market in self.markets
+            for channel in wanted(market, self._channels, self.channels_by_kind)
+            for topic in self.topics_of(market, channel)
+            if topic in lane_of
+        }
+
+
+def symbols_of(markets: Sequence[Market]) -> dict[str, tuple[MarketKind, str]]:
+    """cryptofeed's mapping; spot and contracts may share an id, so it alone names no market."""
+    return {market.pair: (market.kind, market.id) for market in markets}
 
 
 def wanted(market: Market, channels: Sequence[str], by_kind: ChannelsByKind) -> tuple[Channel, ...]:
@@ -215,26 +292,9 @@ def endpoint(base_url: str, path: str) -> str:
     return f"{base.scheme}://{base.netloc}{path}"
 
 
-def pack(
-    topics: Iterable[str], cost: Callable[[str], int], room: int, most: int
-) -> list[tuple[str, ...]]:
-    """Fill topics into connections, in order: at most `most` each, and `room` in cost.
-
-    >>> pack(["aa", "b", "ccc", "d"], cost=len, room=4, most=2)
-    [('aa', 'b'), ('ccc', 'd')]
-    """
-    packed: list[list[str]] = []
-    left = 0
-    for topic in topics:
-        if not packed or cost(topic) > left or len(packed[-1]) == most:
-            packed.append([])
-            left = room
-        packed[-1].append(topic)
-        left -= cost(topic)
-    return [tuple(some) for some in packed]
-
-
-def silence_limits(klines: int, marks: str | None) -> dict[str, float]:
+def silence_limits(
+    klines: int, marks: str | None, frames_s: float | None = None
+) -> dict[str, float]:
     """How long a connection may be without each kind of data, by what is subscribed on it.
 
     Parameters
@@ -243,13 +303,20 @@ def silence_limits(klines: int, marks: str | None) -> dict[str, float]:
         How many pairs' klines it carries.
     marks
         The kind of data that brings marks each second, None without marks.
+    frames_s
+        How long nothing at all may come, where the exchange answers our own pings.
 
     >>> silence_limits(klines=1, marks="marks"), silence_limits(klines=80, marks=None)
     ({'data': 10.0, 'marks': 10.0}, {'data': 90.0, 'candles': 90.0})
+    >>> silence_limits(klines=1, marks=None, frames_s=12.0)
+    {'data': 90.0, 'frames': 12.0}
     """
-    limits = {"data": SILENCE_S if marks is None else MARKS_SILENCE_S}
+    limits = {ANY_DATA: SILENCE_S if marks is None else MARKS_SILENCE_S}
     if marks is not None:
         limits[marks] = MARKS_SILENCE_S
+    elif frames_s is not None:
+        # Marks stay away sooner than answers.
+        limits[ANY_FRAME] = frames_s
     if klines >= MANY_PAIRS:
         limits[CANDLES] = SILENCE_S
     return limits

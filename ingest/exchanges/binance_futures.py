@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from decimal import Decimal
-from functools import cached_property
 from typing import ClassVar
 from urllib.parse import quote
 
@@ -21,17 +20,19 @@ from msgspec import Raw, Struct, field
 from ingest.connection import FeedConnection
 from ingest.exchanges import base
 from ingest.exchanges.base import PARSE_ERRORS, SupervisedFeed
+from ingest.lanes import Lane, refill, relane
 from ingest.model import Kline
-from ingest.supervision import Lane
 from marketdata.errors import BadMessage
 from marketdata.pairs import Market
-from marketdata.schema import FundingRate, LastPrice, MarkPrice
+from marketdata.schema import Channel, FundingRate, LastPrice, MarkPrice
 
 ID = "BINANCE_FUTURES"
 WS_URL = "wss://fstream.binance.com"
 PATH = "/market/stream"
 QUERY = "?streams="
 ALL_MARKS = "!markPrice@arr@1s"
+GROUP = "market"
+"""All lanes have the one path, so streams are unique among them."""
 
 STREAMS_PER_CONNECTION = 200
 """The exchange allows 1024; with fewer, a cut costs fewer pairs."""
@@ -49,42 +50,54 @@ _UM = 1
 
 
 def plan_lanes(
-    markets: Sequence[Market], channels: Sequence[str], base_url: str = WS_URL
+    markets: Sequence[Market],
+    channels: Sequence[str],
+    base_url: str = WS_URL,
+    held: Sequence[Lane] = (),
 ) -> list[Lane]:
-    """The connections for these markets and channels.
+    """The connections for these markets and channels, changing as few of the held as can be.
 
-    Marks come by a stream a pair, or all by one where that saves a connection.
+    Marks come by a stream a pair, or all by one where that saves a connection. Once chosen it stays
+    so, unless a stream a pair no longer fits into the connections that there are.
     """
-    klines = {market.id: f"{market.id.lower()}@kline_1m" for market in markets}
-    marks = {market.id: f"{market.id.lower()}@markPrice@1s" for market in markets}
+    klines = [_kline_stream(market) for market in markets]
+    marks = [_mark_stream(market) for market in markets]
     if not {"candles", "last_price"} & set(channels):
         klines.clear()
     if not {"funding", "mark_price"} & set(channels):
         marks.clear()
-    per_pair = [
-        streams[market.id]
-        for market in markets
-        for streams in (klines, marks)
-        if market.id in streams
-    ]
-    packed = _pack(per_pair, base_url)
-    if marks:
-        all_market = _pack([ALL_MARKS, *klines.values()], base_url)
-        packed = all_market if len(all_market) < len(packed) else packed
-    return [_lane(number, streams, base_url) for number, streams in enumerate(packed, start=1)]
-
-
-def _pack(streams: Sequence[str], base_url: str) -> list[tuple[str, ...]]:
     room = URL_BYTES - len(base.endpoint(base_url, PATH + QUERY))
-    return base.pack(
-        streams, lambda stream: len(_in_address(stream)) + 1, room, STREAMS_PER_CONNECTION
-    )
+    carried = [lane.topics for lane in held]
+
+    def pack(streams: Sequence[str]) -> list[tuple[str, ...]]:
+        return refill(
+            carried, streams, lambda s: len(_in_address(s)) + 1, room, STREAMS_PER_CONNECTION
+        )
+
+    per_pair = [stream for pair in zip(klines, marks, strict=False) for stream in pair]
+    packed = pack(per_pair or [*klines, *marks])
+    if marks:
+        all_market = pack([ALL_MARKS, *klines])
+        chosen = any(ALL_MARKS in topics for topics in carried)
+        needed = len(packed) > max(len(held), len(all_market))
+        fewer = sum(map(bool, all_market)) < sum(map(bool, packed))
+        if chosen or (needed and fewer):
+            packed = all_market
+    return relane(held, packed, GROUP, lambda id, streams: _lane(id, streams, base_url))
 
 
-def _lane(number: int, streams: tuple[str, ...], base_url: str) -> Lane:
+def _kline_stream(market: Market) -> str:
+    return f"{market.id.lower()}@kline_1m"
+
+
+def _mark_stream(market: Market) -> str:
+    return f"{market.id.lower()}@markPrice@1s"
+
+
+def _lane(id: str, streams: tuple[str, ...], base_url: str) -> Lane:
     klines = sum("@kline_" in stream for stream in streams)
     return Lane(
-        id=f"market-{number}",
+        id=id,
         url=base.endpoint(base_url, PATH),
         topics=streams,
         silence_s=base.silence_limits(klines, base.MARKS if klines < len(streams) else None),
@@ -206,6 +219,12 @@ class BinanceFutures(SupervisedFeed, cryptofeed.exchanges.BinanceFutures):  # ty
     }
 
     @staticmethod
+    def topics_of(market: Market, channel: Channel) -> tuple[str, ...]:
+        klines = channel in ("candles", "last_price")
+        streams = (_kline_stream(market),) if klines else (_mark_stream(market), ALL_MARKS)
+        return tuple(f"{GROUP}/{stream}" for stream in streams)
+
+    @staticmethod
     def address_of(lane: Lane) -> str:
         return f"{lane.url}{QUERY}{'/'.join(map(_in_address, lane.topics))}"
 
@@ -263,6 +282,6 @@ class BinanceFutures(SupervisedFeed, cryptofeed.exchanges.BinanceFutures):  # ty
         except PARSE_ERRORS as error:
             self.bad_messages.add(type(error).__name__, bytes(raw), error)
 
-    @cached_property
-    def _by_id(self) -> dict[str, Market]:
-        return {market.id: market for market in self.markets}
+    def _know(self, markets: Sequence[Market]) -> None:
+        super()._know(markets)
+        self._by_id = {market.id: market for market in markets}

@@ -1,4 +1,4 @@
-"""Binance USD-M futures over REST: metadata, minutes, funding intervals.
+"""Binance USD-M futures over REST: metadata, minutes, mark candles, settlements, intervals.
 
 Sources: https://developers.binance.com/docs/derivatives/usds-margined-futures/market-data/rest-api
 and its general info on limits. Weight is counted by address and UTC minute, refused calls included.
@@ -13,18 +13,27 @@ import structlog
 from ingest.budget import Budgets, Limit
 from ingest.clock import Clock
 from ingest.exchanges.rest_base import (
+    HOUR_MS,
+    LONGEST_INTERVAL_MS,
+    Cost,
     Metadata,
     MinutesPage,
+    Settled,
     closed_klines,
+    closed_mark_candles,
     kline,
+    mark_candle,
+    next_candle,
     next_minute,
+    settled_rate,
+    settlement_rows,
     volumes_by_id,
 )
 from ingest.model import Kline
 from ingest.rest import Dialect, RestClient
 from marketdata.errors import BadMessage, ExchangeRefused
 from marketdata.pairs import Catalogue, Market, binance_futures_markets
-from marketdata.schema import MINUTE_MS
+from marketdata.schema import CANDLE_MS, MINUTE_MS, FundingSettled, Mark3m
 
 log = structlog.get_logger()
 
@@ -37,6 +46,9 @@ DIALECT = Dialect(EXCHANGE, (WEIGHT, FUNDING), used_header="X-MBX-USED-WEIGHT-1M
 LONG_PAGE = 499
 SHORT_PAGE = 99
 """The most rows for weight 2 and 1, whether or not a band of the price list includes its top."""
+SETTLEMENTS_PAGE = 1_000
+SETTLEMENTS_SPAN = 990
+"""Settlements that surely fit into one page, the one before them and special ones included."""
 CLOCK_LIFE_MS = 60_000
 
 
@@ -116,6 +128,68 @@ class BinanceFuturesRest:
             yield MinutesPage(klines, minute_ms, page_end_ms, server_ms)
             minute_ms = page_end_ms
 
+    async def settlements(
+        self, market: Market, start_ms: int, end_ms: int
+    ) -> AsyncIterator[list[FundingSettled]]:
+        start_ms, end_ms = next_minute(start_ms), next_minute(end_ms)
+        # One interval earlier, so that the distance to the settlement before is known.
+        asked_ms, before_ms = max(0, start_ms - LONGEST_INTERVAL_MS), None
+        while asked_ms < end_ms:
+            answer = await self.client.get(
+                "/fapi/v1/fundingRate",
+                {
+                    "symbol": market.id,
+                    "startTime": asked_ms,
+                    "endTime": end_ms - 1,
+                    "limit": SETTLEMENTS_PAGE,
+                },
+                limit=FUNDING.name,
+            )
+            rates = parse_settlements(answer.body, market)
+            full = len(rates) >= SETTLEMENTS_PAGE
+            if full:
+                # A special rate of the last minute may stand on the next page.
+                asked_ms = rates[-1].time_ms
+                rates = [rate for rate in rates if rate.time_ms < asked_ms]
+            rows = settlement_rows(rates, market, start_ms, before_ms)
+            if rows:
+                yield rows
+            if not full or not rates:
+                return
+            before_ms = rates[-1].time_ms
+
+    async def mark_candles(
+        self, market: Market, start_ms: int, end_ms: int
+    ) -> AsyncIterator[list[Mark3m]]:
+        open_ms, end_ms = next_candle(start_ms), next_candle(end_ms)
+        while open_ms < end_ms:
+            server_ms = await self._server_now_ms()
+            closed_ms = min(end_ms, server_ms - server_ms % CANDLE_MS)
+            if open_ms >= closed_ms:
+                return
+            rows = page_rows((closed_ms - open_ms) // CANDLE_MS)
+            page_end_ms = min(closed_ms, open_ms + rows * CANDLE_MS)
+            answer = await self.client.get(
+                "/fapi/v1/markPriceKlines",
+                {
+                    "symbol": market.id,
+                    "interval": "3m",
+                    "startTime": open_ms,
+                    "endTime": page_end_ms - 1,
+                    "limit": rows,
+                },
+                weight=klines_weight(rows),
+            )
+            yield parse_mark_candles(answer.body, market, server_ms)
+            open_ms = page_end_ms
+
+    def cost(self, measurement: str, market: Market) -> Cost:
+        if measurement == "funding_settled":
+            hours = market.interval_hours or self.interval_hours or 1.0
+            return Cost(FUNDING, 1, SETTLEMENTS_SPAN * int(hours * HOUR_MS))
+        each_ms = CANDLE_MS if measurement == "mark_3m" else MINUTE_MS
+        return Cost(WEIGHT, klines_weight(LONG_PAGE), LONG_PAGE * each_ms)
+
     async def _server_now_ms(self) -> int:
         """The server's clock, rather too early than too late, so that no open minute passes."""
         now_ms = self._clock.now_ms()
@@ -161,6 +235,30 @@ def parse_klines(rows: object, market: Market, server_ms: int) -> list[Kline]:
     return closed_klines(rows, market, server_ms, _kline)
 
 
+def parse_mark_candles(rows: object, market: Market, server_ms: int) -> list[Mark3m]:
+    """Closed candles of a `markPriceKlines` answer, ascending.
+
+    Raises
+    ------
+    BadMessage
+        No list, or a row that can't be understood.
+    """
+    return closed_mark_candles(rows, market, server_ms, _mark_candle)
+
+
+def parse_settlements(rows: object, market: Market) -> list[Settled]:
+    """Rates of a `fundingRate` answer, ascending; before July 2026 it doesn't say `rateType`.
+
+    Raises
+    ------
+    BadMessage
+        No list, or a row without time and rate.
+    """
+    if not isinstance(rows, list):
+        raise BadMessage(f"{EXCHANGE} {market.id}: fundingRate is {rows!r:.100}, expected a list")
+    return sorted(_settled(row, market) for row in rows)
+
+
 def parse_intervals(rows: object) -> dict[str, float]:
     """Funding intervals in hours by id, out of a `fundingInfo` answer.
 
@@ -188,3 +286,22 @@ def _kline(row: object, market: Market, server_ms: int) -> Kline:
             return kline(market, server_ms, minute_ms, prices, volumes, trades)
         case _:
             raise BadMessage(f"{EXCHANGE} {market.id}: kline {row!r:.200}, expected 12 columns")
+
+
+def _mark_candle(row: object, market: Market) -> Mark3m:
+    match row:
+        case [int(open_ms), open_, high, low, close, *_]:
+            return mark_candle(market, open_ms, (open_, high, low, close))
+        case _:
+            raise BadMessage(
+                f"{EXCHANGE} {market.id}: mark kline {row!r:.200}, expected 12 columns"
+            )
+
+
+def _settled(row: object, market: Market) -> Settled:
+    match row:
+        case {"fundingTime": int(time_ms), "fundingRate": rate, **others}:
+            special = others.get("rateType", "Regular") != "Regular"
+            return settled_rate(market, time_ms, rate, special=special)
+        case _:
+            raise BadMessage(f"{EXCHANGE} {market.id}: settlement {row!r:.200}, expected a rate")

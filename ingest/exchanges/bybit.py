@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from functools import cached_property
+from functools import cached_property, partial
 from typing import ClassVar, Literal
 from weakref import WeakKeyDictionary
 
@@ -25,10 +25,11 @@ from ingest.connection import FeedConnection
 from ingest.exchanges import base
 from ingest.exchanges.base import PARSE_ERRORS, SupervisedFeed
 from ingest.exchanges.bybit_ticker import ID, Ticker, TickerUpdate
+from ingest.lanes import Lane, refill, relane
 from ingest.model import Kline
-from ingest.supervision import Lane
 from marketdata.errors import BadMessage
 from marketdata.pairs import Market, MarketKind
+from marketdata.schema import Channel
 
 log = structlog.get_logger()
 
@@ -51,43 +52,61 @@ ARGS_CHARS = 21_000
 """The most that all topics of a connection may be long together."""
 TOPICS_PER_CONNECTION = 400
 """The exchange sets no such limit; with one, a cut costs fewer pairs."""
-PING_S = 20.0
+PING_S = 5.0
+"""20 would keep a connection open; with fewer, a peer that is gone is noticed soon."""
+PONG_S = 12.0
+"""How long nothing at all may come, two answers to our pings included."""
 
 
 def plan_lanes(
-    markets: Sequence[Market], channels: Sequence[str], base_url: str = WS_URL
+    markets: Sequence[Market],
+    channels: Sequence[str],
+    base_url: str = WS_URL,
+    held: Sequence[Lane] = (),
 ) -> list[Lane]:
-    """The connections for these markets and channels; linear and spot have an address each."""
+    """The connections for these markets and channels, changing as few of the held as can be.
+
+    Linear and spot have an address each.
+    """
     lanes = []
     for category in BATCH:
+        ours = [lane for lane in held if lane.group == category]
         topics = [
             topic
             for market in markets
             if CATEGORY[market.kind] == category
             for topic in _topics(market, channels)
         ]
-        packed = base.pack(topics, lambda topic: len(topic) + 3, ARGS_CHARS, TOPICS_PER_CONNECTION)
-        for number, some in enumerate(packed, start=1):
-            klines = sum(topic.startswith("kline.") for topic in some)
-            # A linear ticker moves ten times a second; a spot pair's only when it is traded.
-            steady = base.TICKERS if category == "linear" and klines < len(some) else None
-            lanes.append(
-                Lane(
-                    id=f"{category}-{number}",
-                    url=base.endpoint(base_url, f"/v5/public/{category}"),
-                    topics=some,
-                    silence_s=base.silence_limits(klines, steady),
-                )
-            )
+        packed = refill(
+            [lane.topics for lane in ours],
+            topics,
+            lambda topic: len(topic) + 3,
+            ARGS_CHARS,
+            TOPICS_PER_CONNECTION,
+        )
+        lanes += relane(ours, packed, category, partial(_lane, category, base_url))
     return lanes
+
+
+def _lane(category: Category, base_url: str, id: str, topics: tuple[str, ...]) -> Lane:
+    klines = sum(topic.startswith("kline.") for topic in topics)
+    # A linear ticker moves ten times a second; a spot pair's only when it is traded.
+    steady = base.TICKERS if category == "linear" and klines < len(topics) else None
+    return Lane(
+        id=id,
+        url=base.endpoint(base_url, f"/v5/public/{category}"),
+        topics=topics,
+        silence_s=base.silence_limits(klines, steady, PONG_S),
+    )
 
 
 def _topics(market: Market, channels: Sequence[str]) -> list[str]:
     wanted = base.wanted(market, channels, CHANNELS)
-    topics = [f"kline.1.{market.id}"] if "candles" in wanted else []
-    if set(wanted) - {"candles"}:
-        topics.append(f"tickers.{market.id}")
-    return topics
+    return list(dict.fromkeys(_topic(market, channel) for channel in wanted))
+
+
+def _topic(market: Market, channel: str) -> str:
+    return f"{'kline.1' if channel == 'candles' else 'tickers'}.{market.id}"
 
 
 class KlineRow(Struct):
@@ -168,12 +187,17 @@ class Bybit(SupervisedFeed, cryptofeed.exchanges.Bybit):  # type: ignore[misc]
     plan_lanes = staticmethod(plan_lanes)
     # Whether Bybit answers protocol pings isn't known; data that stays away tells earlier anyway.
     ping_timeout_s = None
+    merges = True
     websocket_channels: ClassVar[dict[str, str]] = {
         "candles": "kline.1",
         "funding": "tickers",
         "mark_price": "tickers",
         "last_price": "tickers",
     }
+
+    @staticmethod
+    def topics_of(market: Market, channel: Channel) -> tuple[str, ...]:
+        return (f"{CATEGORY[market.kind]}/{_topic(market, channel)}",)
 
     async def subscribe(self, connection: FeedConnection) -> None:
         """Ask for every topic; those that were refused before go alone, after all others."""
@@ -188,6 +212,10 @@ class Bybit(SupervisedFeed, cryptofeed.exchanges.Bybit):  # type: ignore[misc]
             await self._ask(connection, session, tuple(known[start : start + size]))
         for topic in doubtful:
             await self._ask(connection, session, (topic,))
+
+    def subscribed(self, connection: FeedConnection) -> bool:
+        session = self._sessions.get(connection)
+        return session is not None and not session.asked
 
     async def keep_alive(self, connection: FeedConnection) -> None:
         """The exchange cuts a connection on which no ping of its own kind comes."""
@@ -239,10 +267,11 @@ class Bybit(SupervisedFeed, cryptofeed.exchanges.Bybit):  # type: ignore[misc]
         ticker = session.tickers.get(market_id)
         if ticker is None:
             channels = base.wanted(market, tuple(self.wanted), CHANNELS)
-            ticker = session.tickers[market_id] = Ticker(market, channels)
+            ticker = session.tickers[market_id] = Ticker(channels)
         update = _TICKER.decode(message.data)
         hours = self.interval_hours(market)
-        for channel, tick in ticker.apply(message.type, update, _event_ms(message), hours):
+        event_ms = _event_ms(message)
+        for channel, tick in ticker.apply(market.pair, message.type, update, event_ms, hours):
             await self.callback(channel, tick, timestamp)
 
     async def _ask(
@@ -274,9 +303,16 @@ class Bybit(SupervisedFeed, cryptofeed.exchanges.Bybit):  # type: ignore[misc]
             log.warning("topic_refused", exchange=self.id, topic=topic, cause=reason)
         self.refused_topics[topic] = reason
 
-    @cached_property
-    def _by_id(self) -> dict[tuple[Category, str], Market]:
-        return {(CATEGORY[market.kind], market.id): market for market in self.markets}
+    def _know(self, markets: Sequence[Market]) -> None:
+        super()._know(markets)
+        self._by_id = {(CATEGORY[market.kind], market.id): market for market in markets}
+        ours = {
+            topic
+            for m in markets
+            for channel in self.wanted
+            for topic in self.topics_of(m, channel)
+        }
+        self.refused_topics = {t: why for t, why in self.refused_topics.items() if t in ours}
 
     @cached_property
     def _sessions(self) -> WeakKeyDictionary[FeedConnection, _Session]:

@@ -1,4 +1,4 @@
-"""Bybit v5 over REST: metadata, minutes, funding intervals, for its categories linear and spot.
+"""Bybit v5 over REST, its categories linear and spot: metadata, minutes, marks, settlements.
 
 Sources: https://bybit-exchange.github.io/docs/v5/market/kline, …/market/instrument, …/rate-limit,
 …/error. An error comes as HTTP 200 with a code, or as 403 once the address has asked too much.
@@ -12,11 +12,20 @@ from urllib.parse import unquote
 from ingest.budget import Budgets, Limit
 from ingest.clock import Clock
 from ingest.exchanges.rest_base import (
+    HOUR_MS,
+    LONGEST_INTERVAL_MS,
+    Cost,
     Metadata,
     MinutesPage,
+    Settled,
     closed_klines,
+    closed_mark_candles,
     kline,
+    mark_candle,
+    next_candle,
     next_minute,
+    settled_rate,
+    settlement_rows,
     volumes_by_id,
 )
 from ingest.model import Kline
@@ -29,13 +38,16 @@ from marketdata.errors import (
     RateLimited,
 )
 from marketdata.pairs import Catalogue, Market, bybit_markets
-from marketdata.schema import MINUTE_MS
+from marketdata.schema import CANDLE_MS, MINUTE_MS, FundingSettled, Mark3m
 
 EXCHANGE = "BYBIT"
 BASE_URL = "https://api.bybit.com"
 REQUESTS = Limit("requests", 600, 5_000, sliding=True)
 BAN_S = 600.0
 PAGE = 1_000
+SETTLEMENTS_PAGE = 200
+SETTLEMENTS_SPAN = 190
+"""Settlements that surely fit into one page, the one before them included."""
 
 TOO_MANY_VISITS = 10_006
 ADDRESS_LIMITED = 10_018
@@ -135,6 +147,75 @@ class BybitRest:
                 return
             minute_ms = page_end_ms
 
+    async def settlements(
+        self, market: Market, start_ms: int, end_ms: int
+    ) -> AsyncIterator[list[FundingSettled]]:
+        start_ms, end_ms = next_minute(start_ms), next_minute(end_ms)
+        span_ms = self.cost("funding_settled", market).span_ms
+        # One interval earlier, so that the distance to the settlement before is known.
+        asked_ms, before_ms = max(0, start_ms - LONGEST_INTERVAL_MS), None
+        while asked_ms < end_ms:
+            asked_end_ms = min(end_ms, asked_ms + span_ms)
+            rates = await self._settled(market, asked_ms, asked_end_ms)
+            rows = settlement_rows(rates, market, start_ms, before_ms)
+            if rows:
+                yield rows
+            if rates:
+                before_ms = rates[-1].time_ms
+            asked_ms = asked_end_ms
+
+    async def _settled(self, market: Market, start_ms: int, end_ms: int) -> list[Settled]:
+        """All rates of a range: pages come newest first, so a full one leaves older rows to ask."""
+        rates: list[Settled] = []
+        while start_ms < end_ms:
+            answer = await self.client.get(
+                "/v5/market/funding/history",
+                {
+                    "category": "linear",
+                    "symbol": market.id,
+                    "startTime": start_ms,
+                    "endTime": end_ms - 1,
+                    "limit": SETTLEMENTS_PAGE,
+                },
+            )
+            page = parse_settlements(_list(answer), market)
+            rates = page + rates
+            if len(page) < SETTLEMENTS_PAGE:
+                break
+            end_ms = page[0].time_ms
+        return rates
+
+    async def mark_candles(
+        self, market: Market, start_ms: int, end_ms: int
+    ) -> AsyncIterator[list[Mark3m]]:
+        open_ms, end_ms = next_candle(start_ms), next_candle(end_ms)
+        while open_ms < end_ms:
+            page_end_ms = min(end_ms, open_ms + PAGE * CANDLE_MS)
+            answer = await self.client.get(
+                "/v5/market/mark-price-kline",
+                {
+                    "category": "linear",
+                    "symbol": market.id,
+                    "interval": "3",
+                    "start": open_ms,
+                    "end": page_end_ms - 1,
+                    "limit": (page_end_ms - open_ms) // CANDLE_MS,
+                },
+            )
+            # As with minutes: no open candle passes.
+            server_ms = _time_ms(answer) - (answer.received_ms - answer.sent_ms)
+            yield parse_mark_candles(_list(answer), market, server_ms)
+            if server_ms < page_end_ms:
+                return
+            open_ms = page_end_ms
+
+    def cost(self, measurement: str, market: Market) -> Cost:
+        if measurement == "funding_settled":
+            span_ms = SETTLEMENTS_SPAN * int((market.interval_hours or 1.0) * HOUR_MS)
+            return Cost(REQUESTS, 1, span_ms)
+        each_ms = CANDLE_MS if measurement == "mark_3m" else MINUTE_MS
+        return Cost(REQUESTS, 1, PAGE * each_ms)
+
     async def _instruments(self, category: str) -> list[dict[str, object]]:
         instruments: list[dict[str, object]] = []
         cursor = ""
@@ -165,6 +246,44 @@ def parse_klines(rows: object, market: Market, server_ms: int) -> list[Kline]:
         No list, or a row that can't be understood.
     """
     return closed_klines(rows, market, server_ms, _kline)
+
+
+def parse_mark_candles(rows: object, market: Market, server_ms: int) -> list[Mark3m]:
+    """Closed candles of a mark price kline list (which comes newest first), ascending.
+
+    Raises
+    ------
+    BadMessage
+        No list, or a row that can't be understood.
+    """
+    return closed_mark_candles(rows, market, server_ms, _mark_candle)
+
+
+def parse_settlements(rows: list[object], market: Market) -> list[Settled]:
+    """Rates of a funding history (which comes newest first), ascending.
+
+    Raises
+    ------
+    BadMessage
+        A row without time and rate.
+    """
+    return sorted(_settlement(row, market) for row in rows)
+
+
+def _mark_candle(row: object, market: Market) -> Mark3m:
+    match row:
+        case [str(start), open_, high, low, close] if start.isdecimal():
+            return mark_candle(market, int(start), (open_, high, low, close))
+        case _:
+            raise BadMessage(f"{EXCHANGE} {market.id}: mark kline {row!r:.200}, expected 5 strings")
+
+
+def _settlement(row: object, market: Market) -> Settled:
+    match row:
+        case {"fundingRateTimestamp": str(time), "fundingRate": rate} if time.isdecimal():
+            return settled_rate(market, int(time), rate)
+        case _:
+            raise BadMessage(f"{EXCHANGE} {market.id}: settlement {row!r:.200}, expected a rate")
 
 
 def _kline(row: object, market: Market, server_ms: int) -> Kline:

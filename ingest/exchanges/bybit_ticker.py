@@ -14,7 +14,6 @@ from msgspec import Struct
 
 from ingest.exchanges import base
 from marketdata.errors import BadMessage
-from marketdata.pairs import Market
 from marketdata.schema import Channel, FundingRate, LastPrice, MarkPrice
 
 ID = "BYBIT"
@@ -70,11 +69,9 @@ Tick = FundingRate | MarkPrice | LastPrice
 class Ticker:
     """One market's ticker on one connection: a snapshot, and what deltas have changed since.
 
-    >>> market = Market("BYBIT", "perpetual", "BTCUSDT", "BTC/USDT:USDT", "BTC", "USDT", "USDT",
-    ...                 None, True, None, 8.0)
-    >>> ticker = Ticker(market, ("mark_price",))
+    >>> ticker = Ticker(("mark_price",))
     >>> def marks(kind, event_ms, **changes):
-    ...     ticks = ticker.apply(kind, TickerUpdate(**changes), event_ms, interval_hours=8.0)
+    ...     ticks = ticker.apply("B/USDT:USDT", kind, TickerUpdate(**changes), event_ms, 8.0)
     ...     return [(mark.time, mark.mark_price, mark.index_price) for _, mark in ticks]
     >>> marks("delta", 1, mark_price="4")
     []
@@ -84,16 +81,28 @@ class Ticker:
     ([(3, 7.0, 6.0)], [])
     """
 
-    def __init__(self, market: Market, channels: Sequence[str]) -> None:
-        self._pair = market.pair
+    def __init__(self, channels: Sequence[str]) -> None:
         self._channels = [channel for channel in _FIELDS if channel in channels]
         self._values: dict[str, float | None] | None = None
         self._said_ms = dict.fromkeys(self._channels, 0)
 
     def apply(
-        self, kind: str, update: TickerUpdate, event_ms: int, interval_hours: float | None
+        self,
+        pair: str,
+        kind: str,
+        update: TickerUpdate,
+        event_ms: int,
+        interval_hours: float | None,
     ) -> list[tuple[Channel, Tick]]:
-        """The ticks that a message gives; `interval_hours` is for one that doesn't name it."""
+        """The ticks that a message gives.
+
+        Parameters
+        ----------
+        pair
+            What the market is called now; the exchange's id stays, our name for it may not.
+        interval_hours
+            Of its funding, for a message that doesn't name them.
+        """
         # Parsed before anything is kept: a bad message leaves no trace.
         changes = {
             name: parse(text) if text else None
@@ -111,14 +120,15 @@ class Ticker:
             unsaid_ms = event_ms - self._said_ms[channel]
             if unsaid_ms < RESTATE_MS and _FIELDS[channel].isdisjoint(changes):
                 continue
-            tick = self._tick(channel, self._values, event_ms, interval_hours)
+            tick = self._tick(pair, channel, self._values, event_ms, interval_hours)
             if tick is not None:
                 self._said_ms[channel] = event_ms
                 ticks.append((channel, tick))
         return ticks
 
+    @staticmethod
     def _tick(
-        self,
+        pair: str,
         channel: Channel,
         values: Mapping[str, float | None],
         event_ms: int,
@@ -128,13 +138,13 @@ class Ticker:
         if value is None:
             return None
         if channel == "mark_price":
-            return MarkPrice(ID, self._pair, event_ms, value, values["index_price"])
+            return MarkPrice(ID, pair, event_ms, value, values["index_price"])
         if channel == "last_price":
-            return LastPrice(ID, self._pair, event_ms, value)
+            return LastPrice(ID, pair, event_ms, value)
         next_ms = values["next_funding_time"]
         return FundingRate(
             ID,
-            self._pair,
+            pair,
             event_ms,
             value,
             None,

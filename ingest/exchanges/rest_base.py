@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import NamedTuple, Protocol
 
+from ingest.budget import Limit
 from ingest.model import Kline
 from ingest.rest import RestClient
 from marketdata.errors import BadMessage
 from marketdata.pairs import Catalogue, Market
-from marketdata.schema import MINUTE_MS
+from marketdata.schema import CANDLE_MS, MINUTE_MS, FundingSettled, Mark3m
 
 Metadata = Mapping[str, object]
 """An exchange's own words about its markets: JSON, as it is kept on disk."""
@@ -27,6 +28,19 @@ class MinutesPage(NamedTuple):
     start_ms: int
     end_ms: int
     server_ms: int
+
+
+HOUR_MS = 3_600_000
+LONGEST_INTERVAL_MS = 8 * HOUR_MS
+"""No exchange here settles less often: a longer distance between two settlements is a hole."""
+
+
+class Cost(NamedTuple):
+    """What one call for history takes: `weight` of `limit`, for at most `span_ms` of time."""
+
+    limit: Limit
+    weight: int
+    span_ms: int
 
 
 class ExchangeRest(Protocol):
@@ -60,6 +74,26 @@ class ExchangeRest(Protocol):
         Pages follow each other without a hole and end with the last minute that is closed.
         """
 
+    def settlements(
+        self, market: Market, start_ms: int, end_ms: int
+    ) -> AsyncIterator[list[FundingSettled]]:
+        """Settlements with start_ms <= time < end_ms, page by page, oldest first.
+
+        Times are floored to the minute, rates are fractions. `interval_hours` is the distance to
+        the settlement before, or the market's own where that one is unknown.
+        """
+
+    def mark_candles(
+        self, market: Market, start_ms: int, end_ms: int
+    ) -> AsyncIterator[list[Mark3m]]:
+        """Closed 3-minute candles of the mark price that open in [start_ms, end_ms), oldest first.
+
+        What the exchange has no row for is missing.
+        """
+
+    def cost(self, measurement: str, market: Market) -> Cost:
+        """What a call for `ohlcv`, `mark_3m` or `funding_settled` costs at its cheapest page."""
+
     async def close(self) -> None:
         """Close the connections."""
 
@@ -71,6 +105,15 @@ def next_minute(time_ms: int) -> int:
     (60000, 120000)
     """
     return -(-time_ms // MINUTE_MS) * MINUTE_MS
+
+
+def next_candle(time_ms: int) -> int:
+    """The first start of a 3-minute candle from `time_ms` on.
+
+    >>> next_candle(180_000), next_candle(180_001)
+    (180000, 360000)
+    """
+    return -(-time_ms // CANDLE_MS) * CANDLE_MS
 
 
 def volumes_by_id(rows: object, column: str) -> dict[str, float]:
@@ -147,6 +190,108 @@ def kline(
         event_ms=server_ms,
         source="rest",
     )
+
+
+def mark_candle(market: Market, open_ms: int, prices: Sequence[object]) -> Mark3m:
+    """A closed 3-minute candle out of an exchange's strings: open, high, low, close.
+
+    Raises
+    ------
+    BadMessage
+        Not the start of a candle, a price that is no positive number.
+    """
+    numbers = _decimals(prices)
+    if numbers is None or open_ms % CANDLE_MS or min(numbers) <= 0:
+        raise BadMessage(
+            f"{market.exchange} {market.id}: mark candle {open_ms}, prices {prices}; "
+            f"expected the start of a 3-minute candle and prices above 0"
+        )
+    open_, high, low, close = map(float, numbers)
+    return Mark3m(market.exchange, market.pair, open_ms, open_, high, low, close, "rest")
+
+
+def closed_mark_candles(
+    rows: object, market: Market, server_ms: int, parse: Callable[[object, Market], Mark3m]
+) -> list[Mark3m]:
+    """The mark candles of an answer that were over at `server_ms`, ascending however they came.
+
+    Raises
+    ------
+    BadMessage
+        No list, or a row that `parse` can't understand.
+    """
+    if not isinstance(rows, list):
+        raise BadMessage(
+            f"{market.exchange} {market.id}: mark candles are {rows!r:.100}, expected a list"
+        )
+    candles = (parse(row, market) for row in rows)
+    return sorted(
+        (candle for candle in candles if candle.time + CANDLE_MS <= server_ms),
+        key=lambda candle: candle.time,
+    )
+
+
+class Settled(NamedTuple):
+    """One rate of an exchange's funding history; `special` where it is an extra one."""
+
+    time_ms: int
+    rate: float
+    special: bool = False
+
+
+def settled_rate(market: Market, time_ms: int, text: object, *, special: bool = False) -> Settled:
+    """One settlement out of an exchange's strings, its time floored to the minute.
+
+    Raises
+    ------
+    BadMessage
+        No time, or a rate that is no number.
+    """
+    numbers = _decimals((text,))
+    if numbers is None or time_ms <= 0:
+        raise BadMessage(
+            f"{market.exchange} {market.id}: settled {text!r} at {time_ms}, "
+            f"expected a rate and a time in ms"
+        )
+    return Settled(time_ms - time_ms % MINUTE_MS, float(numbers[0]), special)
+
+
+def settlement_rows(
+    rates: Sequence[Settled], market: Market, start_ms: int, before_ms: int | None = None
+) -> list[FundingSettled]:
+    """Rows from `start_ms` on, ascending; earlier rates tell the first one's interval only.
+
+    A special rate becomes a column of the settlement that it came with; one that came alone is
+    left out.
+
+    Parameters
+    ----------
+    before_ms
+        The settlement before all of `rates`, if it is known.
+    """
+    special = {rate.time_ms: rate.rate for rate in rates if rate.special}
+    regular = {rate.time_ms: rate.rate for rate in rates if not rate.special}
+    rows = []
+    for time_ms in sorted(regular):
+        if time_ms >= start_ms:
+            rows.append(
+                FundingSettled(
+                    market.exchange, market.pair, time_ms, regular[time_ms],
+                    interval_between(before_ms, time_ms, market), special.get(time_ms),
+                )
+            )  # fmt: skip
+        before_ms = time_ms
+    return rows
+
+
+def interval_between(before_ms: int | None, time_ms: int, market: Market) -> float | None:
+    """Hours from one settlement to the next; the market's own where the former is unknown.
+
+    Intervals change during the day, so the distance says more than today's metadata.
+    """
+    if before_ms is not None and 0 < time_ms - before_ms <= LONGEST_INTERVAL_MS:
+        return (time_ms - before_ms) / HOUR_MS
+    return market.interval_hours
 
 
 def _decimals(texts: Sequence[object]) -> list[Decimal] | None:

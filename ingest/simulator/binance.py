@@ -80,7 +80,7 @@ class Binance(Venue[BinanceClient]):
         """Tell every connection that its server goes down, and cut them later."""
         if cut_after_s is not None:
             self.cut_at(at_ms + round(cut_after_s * 1000))
-        data = orjson.dumps({"e": "serverShutdown", "E": at_ms})
+        data = orjson.dumps({"e": "serverShutdown", "E": self.now_ms()})
         for client in self.clients:
             self._send(client, self.frame(client, "!serverShutdown", data))
 
@@ -105,10 +105,12 @@ class Binance(Venue[BinanceClient]):
         while True:
             await self.clock.sleep(_PING_S)
             now_ms = self.clock.now_ms()
+            if client.half_open:
+                continue
             if now_ms - client.ponged_ms > _PONG_DEADLINE_MS:
                 client.abort()
                 return
-            await client.socket.ping(str(now_ms).encode())
+            await client.socket.ping(str(self.now_ms()).encode())
 
     async def received(self, client: BinanceClient, text: str) -> None:
         if not client.messages.admit(client.heard_ms):

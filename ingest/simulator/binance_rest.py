@@ -10,13 +10,13 @@ from aiohttp import web
 from ingest.clock import Clock
 from ingest.simulator import binance_wire as wire
 from ingest.simulator.binance_streams import INTERVALS_MS, TRADFI_PHASE_MS, shown_funding
-from ingest.simulator.faults import FaultBoard
+from ingest.simulator.faults import FaultBoard, Maintenance
 from ingest.simulator.limits import MinuteWeight, SlidingWindow, Verdict
 from ingest.simulator.market import Market
 from ingest.simulator.rest import Rest, json_response
+from ingest.simulator.stats import Stats
 from ingest.simulator.tape import seed_of
 from ingest.simulator.universe import BINANCE, Contract
-from ingest.simulator.venue import Stats
 
 Query = Mapping[str, str]
 Handler = Callable[[Query, int], Awaitable[object]]
@@ -52,11 +52,6 @@ class BinanceRest(Rest):
         super().__init__(market, clock, faults, stats)
         self.weight = MinuteWeight(weight_limit)
         self._funding_calls = SlidingWindow(limit=500, window_ms=300_000)
-        self._contracts = {
-            contract.id: contract
-            for contract in market.listed(BINANCE, "perpetual", "future")
-            if not contract.coin_margined
-        }
         self._calls: dict[str, tuple[Handler, Callable[[Query], int]]] = {
             "time": (self._time, _flat(1)),
             "exchangeInfo": (self._exchange_info, _flat(1)),
@@ -69,8 +64,27 @@ class BinanceRest(Rest):
             "ticker/price": (self._price_ticker, _by_symbol(1, 2)),
         }
 
+    @property
+    def _contracts(self) -> dict[str, Contract]:
+        return {
+            contract.id: contract
+            for contract in self.market.listed(BINANCE, "perpetual", "future")
+            if not contract.coin_margined
+        }
+
     def routes(self) -> Iterable[web.RouteDef]:
-        return [web.get("/fapi/v1/{call:.+}", self.serve)]
+        return [
+            web.get("/fapi/v1/{call:.+}", self.serve),
+            web.get("/sapi/v1/system/status", self.serve_status),
+        ]
+
+    def status(self, work: Maintenance | None, now_ms: int) -> web.Response:
+        return json_response(
+            {"status": int(work is not None), "msg": "system_maintenance" if work else "normal"}
+        )
+
+    def closed(self, now_ms: int) -> web.Response:
+        return json_response({"code": -1, "msg": "system maintenance"}, 503)
 
     async def respond(self, request: web.Request, now_ms: int) -> web.Response:
         call = self._calls.get(request.match_info["call"])

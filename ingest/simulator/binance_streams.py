@@ -72,13 +72,20 @@ class BinanceStreams:
     def __init__(self, market: Market, kline_push_ms: int = PULSE_MS) -> None:
         self._market = market
         self._kline_push_ms = kline_push_ms
-        contracts = market.listed(BINANCE, "perpetual", "future")
+        self._parsed = lru_cache(maxsize=8192)(self._parse)
+        self._read_listing()
+
+    def _read_listing(self) -> None:
+        contracts = self._market.listed(BINANCE, "perpetual", "future")
         self._by_stream_id = {contract.id.lower(): contract for contract in contracts}
         self._traded = [contract for contract in contracts if contract.active]
-        self._parsed = lru_cache(maxsize=8192)(self._parse)
+        self._parsed.cache_clear()
+        self._version = self._market.version
 
     def find(self, name: str) -> Stream | None:
         """None for a name that the exchange accepts but never serves."""
+        if self._version != self._market.version:
+            self._read_listing()
         return self._parsed(name)
 
     def _parse(self, name: str) -> Stream | None:
@@ -106,6 +113,8 @@ class BinanceStreams:
         contract = stream.contract
         if contract is None:
             yield from self._arrays(stream, at_ms)
+        elif contract.silent:
+            return
         elif stream.kind == "markPrice":
             if event_ms := _mark_event_ms(contract.tradfi, stream.every_ms, at_ms):
                 yield Message(self._mark(contract, event_ms), contract)

@@ -61,7 +61,10 @@ class Bybit(Venue[BybitClient]):
         for key in self.heard():
             category, name = key.split(":", 1)
             streams = self.streams["spot" if category == "spot" else "linear"]
-            topic = streams.find(name)
+            try:
+                topic = streams.find(name)
+            except UnknownTopic:
+                continue  # not listed any more
             for message in streams.due(topic, at_ms):
                 data = orjson.dumps(message.data)
                 if message.closing:
@@ -89,7 +92,8 @@ class Bybit(Venue[BybitClient]):
     async def keep(self, client: BybitClient) -> None:
         while True:
             await self.clock.sleep(min(_IDLE_SCAN_S, self._idle_s))
-            if self.clock.now_ms() - client.heard_ms >= self._idle_s * 1000:
+            idle_ms = self.clock.now_ms() - client.heard_ms
+            if idle_ms >= self._idle_s * 1000 and not client.half_open:
                 client.close(WSCloseCode.GOING_AWAY)
                 return
 
@@ -135,7 +139,7 @@ class Bybit(Venue[BybitClient]):
             key = _key(client.category, topic.name)
             client.streams[key] = None
             self.listen(client, key)
-            now_ms = self.clock.now_ms()
+            now_ms = self.now_ms()
             data = orjson.dumps(streams.first(topic, now_ms).data)
             self.publish_to(client, key, topic.contract, data, now_ms)
             await asyncio.sleep(0)

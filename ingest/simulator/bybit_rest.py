@@ -10,12 +10,12 @@ from aiohttp import web
 from ingest.clock import Clock
 from ingest.simulator import bybit_wire as wire
 from ingest.simulator.bybit_streams import INTERVALS_MS, BybitStreams, Category
-from ingest.simulator.faults import FaultBoard
+from ingest.simulator.faults import FaultBoard, Maintenance
 from ingest.simulator.limits import BlockingWindow
 from ingest.simulator.market import HOUR_MS, Market
 from ingest.simulator.rest import Rest, json_response
+from ingest.simulator.stats import Stats
 from ingest.simulator.universe import BYBIT, Contract, fixed
-from ingest.simulator.venue import Stats
 
 Query = Mapping[str, str]
 Handler = Callable[[Query, int], Awaitable[wire.Json]]
@@ -23,6 +23,7 @@ Handler = Callable[[Query, int], Awaitable[wire.Json]]
 INSTRUMENTS_PAGE = 60
 """Rows of a page at most, whatever `limit` asks for: even this universe then has pages."""
 _PARAMETER_ERROR = 10_001
+_CLOSED = 10_016
 
 
 class _Refused(Exception):
@@ -58,7 +59,19 @@ class BybitRest(Rest):
         }
 
     def routes(self) -> Iterable[web.RouteDef]:
-        return [web.get("/v5/market/{call:.+}", self.serve)]
+        return [
+            web.get("/v5/market/{call:.+}", self.serve),
+            web.get("/v5/system/status", self.serve_status),
+        ]
+
+    def status(self, work: Maintenance | None, now_ms: int) -> web.Response:
+        listed = [wire.maintenance_row(now_ms)] if work else []
+        return _envelope({"list": listed}, now_ms)
+
+    def closed(self, now_ms: int) -> web.Response:
+        response = _envelope({}, now_ms, _CLOSED, "System maintenance")
+        response.set_status(503)
+        return response
 
     async def respond(self, request: web.Request, now_ms: int) -> web.Response:
         if not self._requests.admit(now_ms):
@@ -74,7 +87,7 @@ class BybitRest(Rest):
     def limited(self, status: int) -> web.Response:
         if status == 403:
             return web.Response(status=403, text="access too frequent")
-        return _envelope({}, self.clock.now_ms(), 10_006, "Too many visits!", _SPENT)
+        return _envelope({}, self.now_ms(), 10_006, "Too many visits!", _SPENT)
 
     async def _time(self, query: Query, now_ms: int) -> wire.Json:
         return {"timeSecond": str(now_ms // 1000), "timeNano": str(now_ms * 1_000_000)}

@@ -46,16 +46,27 @@ class BybitStreams:
 
     def __init__(self, market: Market, category: Category, ticker_push_ms: int = 1_000) -> None:
         self._market = market
-        kinds = contract_kinds(category)
-        self.contracts = {contract.id: contract for contract in market.listed(BYBIT, *kinds)}
+        self._kinds = contract_kinds(category)
         self._spot = category == "spot"
         self._ticker_push_ms = ticker_push_ms
         self._shown: dict[str, tuple[int, wire.Json]] = {}
         self._found: dict[str, Topic] = {}
+        self._version = 0
+        self._listed: dict[str, Contract] = {}
+
+    @property
+    def contracts(self) -> dict[str, Contract]:
+        """Those that are listed now, by id."""
+        if self._version != self._market.version:
+            listed = self._market.listed(BYBIT, *self._kinds)
+            self._listed = {contract.id: contract for contract in listed}
+            self._found.clear()
+            self._version = self._market.version
+        return self._listed
 
     def find(self, name: str) -> Topic:
         """Raises `UnknownTopic`."""
-        if name not in self._found:
+        if self._version != self._market.version or name not in self._found:
             self._found[name] = self._parse(name)
         return self._found[name]
 
@@ -81,6 +92,8 @@ class BybitStreams:
 
     def due(self, topic: Topic, at_ms: int) -> Iterator[Message]:
         """The messages of the pulse at `at_ms`, with all that happened before it."""
+        if topic.contract.silent:
+            return
         if topic.interval:
             if at_ms % _KLINE_PUSH_MS == 0:
                 yield from self._klines(topic, at_ms)

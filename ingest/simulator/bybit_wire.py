@@ -152,7 +152,7 @@ def instrument_row(contract: Contract, number: int) -> Json:
     row: Json = {
         "symbol": contract.id,
         "symbolId": number,
-        "status": "Trading",
+        "status": "Trading" if contract.active else "Delivering",
         "baseCoin": contract.base,
         "quoteCoin": contract.quote,
         "symbolType": "",
@@ -187,6 +187,23 @@ def instrument_row(contract: Contract, number: int) -> Json:
         "preListingInfo": None,
         "riskParameters": {"priceLimitRatioX": "0.01", "priceLimitRatioY": "0.02"},
     }  # fmt: skip
+
+
+def maintenance_row(now_ms: int) -> Json:
+    """A row of `GET /v5/system/status`, of work that goes on."""
+    return {
+        "id": "4d95b2a0-587f-11f0-bcc9-56f28c94d6ea",
+        "title": "System maintenance",
+        "state": "ongoing",
+        "begin": str(now_ms - now_ms % 60_000),
+        "end": str(now_ms - now_ms % 60_000 + 3_600_000),
+        "href": "",
+        "serviceTypes": [1, 2, 3, 4, 5],
+        "product": [1, 2],
+        "uidSuffix": [],
+        "maintainType": 1,
+        "env": 1,
+    }
 
 
 def _mark_price(contract: Contract, units: int) -> str:

@@ -80,7 +80,7 @@ class Control:
         interval_ms = INTERVALS_MS.get(request.query.get("interval", "3m"))
         if interval_ms is None:
             raise web.HTTPUnprocessableEntity(text=f"interval: one of {', '.join(INTERVALS_MS)}")
-        now_ms = self._simulator.clock.now_ms()
+        now_ms = self._simulator.now_ms(contract.exchange)
         bars = self._simulator.market.klines(contract, interval_ms, start_ms, end_ms, now_ms)
         price = contract.price
         rows = [
@@ -105,7 +105,7 @@ class Control:
     async def _funding(self, request: web.Request) -> web.Response:
         contract, start_ms, end_ms = self._asked(request)
         market = self._simulator.market
-        upcoming = market.funding(contract, self._simulator.clock.now_ms())
+        upcoming = market.funding(contract, self._simulator.now_ms(contract.exchange))
         settled = market.settled(contract, start_ms, end_ms)
         return json_response(
             {
@@ -129,7 +129,7 @@ class Control:
             contract = self._simulator.market.contract(
                 request.match_info["exchange"], request.match_info["id"], kinds[kind]
             )
-            end_ms = int(request.query.get("end", self._simulator.clock.now_ms()))
+            end_ms = int(request.query.get("end", self._simulator.now_ms(contract.exchange)))
             start_ms = int(request.query.get("start", end_ms - 3_600_000))
         except UnknownPair as error:
             raise web.HTTPNotFound(text=str(error)) from error

@@ -1,7 +1,8 @@
 """The faults that can be asked for: their types, and the board of those that are in force.
 
 Lasting faults end after `seconds` (of the simulator's clock), after `times` occurrences, or when
-they are cleared. The others (`Close`, `Inject`, `Notice`, `ReviseMinute`) happen once, at once.
+they are cleared. The others happen once, at once; those that change the market or the list of
+contracts stay true.
 """
 
 from __future__ import annotations
@@ -26,9 +27,7 @@ class _Lasting(_Fault):
     times: int | None = Field(None, ge=1, description="occurrences; left out: no limit")
 
 
-class OnContract(_Lasting):
-    """A fault about some contracts, or all."""
-
+class _Hitting(_Fault):
     id: str | None = Field(None, description="the exchange's own id; left out: every contract")
     market: Kind | None = Field(None, description="where ids are shared")
 
@@ -41,6 +40,10 @@ class OnContract(_Lasting):
             and self.id in (None, contract.id)
             and self.market in (None, contract.kind)
         )
+
+
+class OnContract(_Hitting, _Lasting):
+    """A lasting fault about some contracts, or all."""
 
 
 class Silence(OnContract):
@@ -74,11 +77,41 @@ class NoEmptyRows(OnContract):
 
 
 class RefuseHandshakes(_Lasting):
-    """New WebSocket connections get an HTTP error."""
+    """New WebSocket connections get an HTTP error, or a reset."""
 
     kind: Literal["refuse_handshakes"] = "refuse_handshakes"
-    status: Literal[403, 418, 429, 451, 503] = 503
+    status: Literal[403, 418, 429, 451, 503] | None = Field(503, description="null: a reset")
     retry_after_s: int | None = Field(None, ge=0, description="left out: no header")
+
+
+class CloseNew(_Lasting):
+    """New WebSocket connections are taken, and closed at once."""
+
+    kind: Literal["close_new"] = "close_new"
+    code: Literal[1000, 1001, 1006, 1008, 1011, 1012] = 1000
+
+
+class Offline(_Lasting):
+    """No network: open connections are reset, and so is whatever asks for one."""
+
+    kind: Literal["offline"] = "offline"
+
+
+class Maintenance(_Lasting):
+    """The exchange is closed for work: connections end with 1012, all else is answered 503.
+
+    Its status route, the one thing that goes on, says so.
+    """
+
+    kind: Literal["maintenance"] = "maintenance"
+    body: Literal["json", "html"] = Field("json", description="of the answers")
+
+
+class Skew(_Lasting):
+    """The exchange's clock, and with it all it says, is ahead of ours (behind: negative)."""
+
+    kind: Literal["skew"] = "skew"
+    skew_ms: int = Field(multiple_of=1_000)
 
 
 class Lifetime(_Lasting):
@@ -116,6 +149,14 @@ class Close(_Fault):
     kind: Literal["close"] = "close"
     code: Literal[1000, 1001, 1006, 1008, 1011, 1012] = 1001
     reason: str = ""
+    reset: bool = Field(True, description="of 1006: TCP is reset; false: it ends in order")
+
+
+class Stall(_Fault):
+    """The connections that are open now deliver nothing more, and stay open; new ones deliver."""
+
+    kind: Literal["stall"] = "stall"
+    half_open: bool = Field(False, description="nothing is read or answered either")
 
 
 class Inject(_Fault):
@@ -143,11 +184,59 @@ class ReviseMinute(_Fault):
     minute_ms: int | None = Field(None, description="its open time; left out: the last that closed")
 
 
+class HaltTrading(_Hitting):
+    """Nothing is traded in the next whole minutes; marks and funding go on."""
+
+    kind: Literal["halt_trading"] = "halt_trading"
+    minutes: int = Field(60, ge=1)
+
+
+class Delist(_Fault):
+    """A contract ends: its streams fall silent, its status says so, then it is gone."""
+
+    kind: Literal["delist"] = "delist"
+    exchange: Exchange
+    id: str
+    market: Kind | None = None
+    gone_after_s: float = Field(600.0, ge=0, description="until no list names it any more")
+
+
+class ListNew(_Fault):
+    """A perpetual against USDT is traded from the next whole minute on."""
+
+    kind: Literal["list_new"] = "list_new"
+    exchange: Exchange
+    base: str = Field(pattern=r"^\w{1,20}$", description="the currency; the id is it and USDT")
+    price: float = Field(1.0, gt=1e-6, lt=1e6, description="around which it moves")
+
+
+class Rename(_Fault):
+    """A contract ends, and the same asset goes on under another currency's name."""
+
+    kind: Literal["rename"] = "rename"
+    exchange: Exchange
+    id: str
+    base: str = Field(pattern=r"^\w{1,20}$", description="the currency's new name")
+
+
+class FundingInterval(_Fault):
+    """From the next settlement on a perpetual settles at another interval."""
+
+    kind: Literal["funding_interval"] = "funding_interval"
+    exchange: Exchange
+    id: str
+    hours: Literal[1, 2, 4, 8]
+
+
 Lasting = (
-    Silence | ClosingKline | MissingRows | NoEmptyRows | RefuseHandshakes | Lifetime | RestDown
-    | RestLimited | RestSlow
+    Silence | ClosingKline | MissingRows | NoEmptyRows | RefuseHandshakes | CloseNew | Lifetime
+    | Offline | Maintenance | Skew | RestDown | RestLimited | RestSlow
 )  # fmt: skip
-Fault = Annotated[Lasting | Close | Inject | Notice | ReviseMinute, Field(discriminator="kind")]
+Relisting = Delist | ListNew | Rename | FundingInterval
+Fault = Annotated[
+    Lasting | Close | Stall | Inject | Notice | ReviseMinute | HaltTrading | Relisting,
+    Field(discriminator="kind"),
+]
 FAULT: TypeAdapter[Fault] = TypeAdapter(Fault)
 
 F = TypeVar("F", bound=_Lasting)
@@ -163,7 +252,8 @@ class _InForce:
 
 
 class FaultBoard:
-    """The lasting faults that are in force. The caller tells the time.
+    """The lasting faults that are in force. The caller tells the time: the simulator's where a
+    fault is added or listed, otherwise that of the exchange.
 
     >>> board = FaultBoard()
     >>> board.add(RestDown(times=1), now_ms=0)
@@ -231,10 +321,18 @@ class FaultBoard:
         """Whether acknowledgements and pongs are held back too."""
         return any(fault.control for _, fault in self._of(Silence, exchange, now_ms))
 
+    def skew_ms(self, exchange: str) -> int:
+        """How far the exchange's clock is ahead of the simulator's."""
+        return sum(
+            entry.fault.skew_ms
+            for entry in self._in_force
+            if isinstance(entry.fault, Skew) and entry.fault.exchange in (None, exchange)
+        )
+
     def _of(self, kind: type[F], exchange: str, now_ms: int) -> list[tuple[_InForce, F]]:
         if not self._in_force:
             return []
-        self._prune(now_ms)
+        self._prune(now_ms - self.skew_ms(exchange))
         return [
             (entry, entry.fault)
             for entry in self._in_force

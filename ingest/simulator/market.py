@@ -1,16 +1,19 @@
 """The market that the simulated exchanges show, and the truth that tests compare with.
 
 A pure function of seed, contract and time: any past or future minute can be asked, nothing is
-stored but bounded caches. The one exception is `revise`, for exchanges that correct a minute.
+stored but bounded caches. The exceptions are what tests do to it: `revise` for exchanges that
+correct a minute, `halt` for times without trades, `relist` for contracts that come, go and change.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, lru_cache, partial
 from typing import NamedTuple
 
 from ingest.simulator.bars import Bar, Minute, Trade, closed_bars, merge
+from ingest.simulator.halts import Halt, Halts
 from ingest.simulator.tape import MINUTE_MS, Marks, Tape, Trades
 from ingest.simulator.universe import Contract, Kind, universe
 from marketdata.errors import UnknownPair
@@ -86,10 +89,11 @@ class Market:
         as_of_ms: int = AS_OF_MS,
     ) -> None:
         self.seed = seed
-        self.contracts = tuple(universe(as_of_ms) if contracts is None else contracts)
-        self._by_id: dict[tuple[str, str], list[Contract]] = {}
-        for contract in self.contracts:
-            self._by_id.setdefault((contract.exchange, contract.id), []).append(contract)
+        self.version = 0
+        """Rises with each change of the contracts."""
+        self.contracts: tuple[Contract, ...] = ()
+        self.relist(universe(as_of_ms) if contracts is None else contracts)
+        self._halts = Halts()
         self._tape = cache(partial(Tape, seed))
         self._revised: set[tuple[Contract, int]] = set()
         self._trades = lru_cache(maxsize=1024)(self._load_trades)
@@ -106,6 +110,20 @@ class Market:
             if kind is None or contract.kind == kind:
                 return contract
         raise UnknownPair(id, exchange)
+
+    def relist(self, contracts: Sequence[Contract]) -> None:
+        """List these from now on; a contract that is none of the ones before is another one."""
+        self.contracts = tuple(contracts)
+        self._by_id: dict[tuple[str, str], list[Contract]] = {}
+        for contract in self.contracts:
+            self._by_id.setdefault((contract.exchange, contract.id), []).append(contract)
+        self.version += 1
+
+    def halt(self, halt: Halt) -> None:
+        """Let there be no trades in these minutes."""
+        self._halts.add(halt)
+        for kept in (self._trades, self._minute, self._hours, self._day):
+            kept.cache_clear()
 
     def listed(self, exchange: str, *kinds: Kind) -> list[Contract]:
         """The contracts of an exchange, in order of activity."""
@@ -205,11 +223,14 @@ class Market:
 
     def settled(self, contract: Contract, start_ms: int, end_ms: int) -> list[tuple[int, int]]:
         """Ascending `(settlement_ms, rate)` with start <= settlement <= end."""
-        interval_ms = (contract.interval_hours or 8) * HOUR_MS
-        first = -(-max(start_ms, contract.listed_ms) // interval_ms)
-        tape = self._tape(contract)
-        numbers = range(first, end_ms // interval_ms + 1)
-        return [(number * interval_ms, tape.rate(number - 1)) for number in numbers]
+        found = []
+        start_ms = max(start_ms, contract.listed_ms)
+        for until_ms, hours in contract.all_intervals():
+            interval_ms = hours * HOUR_MS
+            numbers = range(-(-start_ms // interval_ms), min(end_ms, until_ms) // interval_ms + 1)
+            found += [(n * interval_ms, self._rate(contract, n - 1, hours)) for n in numbers]
+            start_ms = max(start_ms, until_ms + 1)
+        return found
 
     def day(self, contract: Contract, at_ms: int) -> Day:
         """Statistics of the last 24 full hours."""
@@ -233,7 +254,14 @@ class Market:
         return self._tape(contract).phase % _BLOCK_MINUTES
 
     def _load_trades(self, contract: Contract, first_minute: int) -> Trades:
-        return self._tape(contract).trades(first_minute, _BLOCK_MINUTES)
+        return self._made(contract, first_minute, _BLOCK_MINUTES)
+
+    def _made(self, contract: Contract, first_minute: int, minutes: int) -> Trades:
+        trades = self._tape(contract).trades(first_minute, minutes)
+        if not self._halts.touch(contract, first_minute, minutes):
+            return trades
+        open_ = self._halts.traded(contract, first_minute, minutes)
+        return replace(trades, count=trades.count * open_)
 
     def _load_marks(self, contract: Contract, first_minute: int) -> Marks:
         return self._tape(contract).marks(first_minute, _BLOCK_MINUTES)
@@ -246,14 +274,20 @@ class Market:
         return Minute(minute, trades, row, revised)
 
     def _load_funding(self, contract: Contract, minute: int) -> Funding:
-        hours = contract.interval_hours or 8
+        intervals = contract.all_intervals()
+        hours = next(hours for until_ms, hours in intervals if minute * MINUTE_MS < until_ms)
         number, since = divmod(minute, hours * 60)
-        tape = self._tape(contract)
-        before, after = tape.rate(number - 1), tape.rate(number)
+        last_ms = number * hours * HOUR_MS
+        settled = self.settled(contract, last_ms, last_ms)
+        before = settled[0][1] if settled else self._rate(contract, number - 1, hours)
+        after = self._rate(contract, number, hours)
         share = since / (hours * 60 - 1)
-        wobble = tape.wobble(minute) * share * (1 - share) * 8_000 * hours / 8
+        wobble = self._tape(contract).wobble(minute) * share * (1 - share) * 8_000 * hours / 8
         rate = round(before + (after - before) * share + wobble)
         return Funding(rate, (number + 1) * hours * HOUR_MS, hours)
+
+    def _rate(self, contract: Contract, settlement: int, hours: int) -> int:
+        return self._tape(contract).rate(settlement, hours)
 
     def _load_day(self, contract: Contract, hour: int) -> Day:
         hours = [
@@ -278,6 +312,7 @@ class Market:
 
     def _close_before(self, contract: Contract, minute: int) -> int:
         if contract.trades_per_minute:
+            minute = self._halts.before(contract, minute)
             for back in range(minute - 1, minute - 62, -1):
                 if prices := self._minute(contract, back).price:
                     return prices[-1]
@@ -290,14 +325,13 @@ class Market:
         if not bars:
             return []
         first, each = first_ms // MINUTE_MS, interval_ms // MINUTE_MS
-        found = closed_bars(self._tape(contract).trades(first, bars * each), interval_ms, first_ms)
-        self._fill_flat(contract, found)
+        found = closed_bars(self._made(contract, first, bars * each), interval_ms, first_ms)
+        if self._tape(contract).thin or self._halts.touch(contract, first, bars * each):
+            self._fill_flat(contract, found)
         self._apply_revisions(contract, found)
         return found
 
     def _fill_flat(self, contract: Contract, bars: list[Bar]) -> None:
-        if not self._tape(contract).thin:
-            return
         close = self._close_before(contract, bars[0].open_ms // MINUTE_MS)
         for number, bar in enumerate(bars):
             if bar.trades:

@@ -14,17 +14,21 @@ from ingest.clock import Clock
 from ingest.simulator.bars import Bar
 from ingest.simulator.faults import (
     FaultBoard,
+    Maintenance,
     MissingRows,
     NoEmptyRows,
+    Offline,
     RestDown,
     RestLimited,
     RestSlow,
 )
 from ingest.simulator.market import MarkBar, Market
+from ingest.simulator.stats import Stats
 from ingest.simulator.universe import Contract
-from ingest.simulator.venue import Stats, reset
+from ingest.simulator.venue import reset
 
 T = TypeVar("T")
+_WORK = "<html><head><title>Maintenance</title></head><body>We'll be back soon.</body></html>"
 _PORTION_MS = 500 * 60_000
 
 
@@ -48,13 +52,31 @@ class Rest(ABC):
         """The exchange's own answer."""
 
     @abstractmethod
+    def status(self, work: Maintenance | None, now_ms: int) -> web.Response:
+        """What the exchange's status route says, which no maintenance ends."""
+
+    @abstractmethod
+    def closed(self, now_ms: int) -> web.Response:
+        """The exchange's words for being under maintenance."""
+
+    @abstractmethod
     def limited(self, status: int) -> web.Response:
         """The exchange's words for too many requests."""
 
     async def serve(self, request: web.Request) -> web.Response:
         """Answer a request as the faults in force and the limits want it."""
-        self.stats.rest_requests += 1
-        now_ms = self.clock.now_ms()
+        self.stats.request(self.clock.now_ms())
+        now_ms = self.now_ms()
+        if self.faults.take(Offline, self.name, now_ms) is not None:
+            self.stats.rest_refused += 1
+            reset(request)
+            return web.Response(status=503)
+        work = self.faults.take(Maintenance, self.name, now_ms)
+        if work is not None:
+            self.stats.rest_refused += 1
+            if work.body == "html":
+                return web.Response(status=503, text=_WORK, content_type="text/html")
+            return self.closed(now_ms)
         slow = self.faults.take(RestSlow, self.name, now_ms)
         if slow is not None:
             await self.clock.sleep(slow.delay_s)
@@ -68,16 +90,28 @@ class Rest(ABC):
             if limited.retry_after_s is not None:
                 response.headers["Retry-After"] = str(limited.retry_after_s)
         else:
-            response = await self.respond(request, self.clock.now_ms())
+            response = await self.respond(request, self.now_ms())
         self.stats.rest_refused += response.status in (403, 418, 429)
         return response
+
+    async def serve_status(self, request: web.Request) -> web.Response:
+        """Answer a question for the exchange's status."""
+        self.stats.request(self.clock.now_ms())
+        now_ms = self.now_ms()
+        if self.faults.take(Offline, self.name, now_ms) is not None:
+            reset(request)
+        return self.status(self.faults.current(Maintenance, self.name, now_ms), now_ms)
+
+    def now_ms(self) -> int:
+        """The exchange's own clock."""
+        return self.clock.now_ms() + self.faults.skew_ms(self.name)
 
     async def _down(self, request: web.Request, fault: RestDown) -> web.Response:
         if fault.how == "unavailable":
             return web.Response(status=503, text="Service Unavailable")
         if fault.how == "hang":
             hanging = fault
-            while hanging is self.faults.current(RestDown, self.name, self.clock.now_ms()):
+            while hanging is self.faults.current(RestDown, self.name, self.now_ms()):
                 await self.clock.sleep(0.25)
         reset(request)
         return web.Response(status=503)

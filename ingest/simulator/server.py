@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 import structlog
-from aiohttp import web
+from aiohttp import WSCloseCode, web
 
 from ingest.clock import Clock
 from ingest.simulator.binance import Binance
@@ -18,15 +18,26 @@ from ingest.simulator.bybit_rest import BybitRest
 from ingest.simulator.control import Control
 from ingest.simulator.faults import (
     Close,
+    Delist,
     Fault,
     FaultBoard,
+    FundingInterval,
+    HaltTrading,
     Inject,
+    ListNew,
+    Maintenance,
     Notice,
+    Offline,
     OnContract,
+    Rename,
     ReviseMinute,
+    Stall,
 )
+from ingest.simulator.halts import Halt
+from ingest.simulator.listings import Change, planned
 from ingest.simulator.market import Market
 from ingest.simulator.scenarios import SCENARIOS
+from ingest.simulator.universe import BINANCE
 from ingest.simulator.venue import PULSE_MS
 from marketdata.errors import UnknownPair
 
@@ -84,6 +95,7 @@ class Simulator:
             self.market, self.clock, self.faults, self.bybit.stats, self.bybit.streams
         )
         self._scenario = SCENARIOS[scenario]
+        self._changes: list[tuple[str, Change]] = []
         self._runner: web.AppRunner | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -146,27 +158,49 @@ class Simulator:
     def inject(self, fault: Fault) -> int | None:
         """Put a fault in force; the number to remove it by, None for those that happen at once.
 
-        Raises `UnknownPair`, and ValueError for a minute that can't be revised.
+        Raises `UnknownPair`, and ValueError for a minute that can't be revised or a name that is
+        taken.
         """
-        if isinstance(fault, OnContract) and fault.id is not None:
+        if isinstance(fault, OnContract | HaltTrading) and fault.id is not None:
             self._check_listed(fault, fault.id)
         now_ms = self.clock.now_ms()
         venues = [v for v in (self.binance, self.bybit) if fault.exchange in (None, v.name)]
         log.info("fault_injected", fault=fault.model_dump(exclude_none=True))
         match fault:
-            case Close(code=code, reason=reason):
+            case Close(code=code, reason=reason, reset=reset):
                 for venue in venues:
-                    venue.close_all(code, reason)
+                    venue.close_all(code, reason, in_order=not reset)
+            case Stall(half_open=half_open):
+                for venue in venues:
+                    venue.stall_all(half_open)
             case Inject(text=text):
                 for venue in venues:
                     venue.send_all(text.encode())
             case Notice(cut_after_s=cut_after_s):
                 self.binance.announce_shutdown(now_ms, cut_after_s)
             case ReviseMinute():
-                self._revise(fault, now_ms)
+                self._revise(fault, self.now_ms(fault.exchange))
+            case HaltTrading():
+                for venue in venues:
+                    first = self.now_ms(venue.name) // 60_000 + 1
+                    end = first + fault.minutes
+                    self.market.halt(Halt(first, end, venue.name, fault.id, fault.market))
+            case Delist() | ListNew() | Rename() | FundingInterval():
+                changes = planned(self.market, fault, self.now_ms(fault.exchange))
+                self._changes += [(fault.exchange, change) for change in list(changes)]
             case _:
-                return self.faults.add(fault, now_ms)
+                number = self.faults.add(fault, now_ms)
+                for venue in venues:
+                    if isinstance(fault, Offline):
+                        venue.close_all(WSCloseCode.ABNORMAL_CLOSURE)
+                    elif isinstance(fault, Maintenance):
+                        venue.close_all(WSCloseCode.SERVICE_RESTART, "system maintenance")
+                return number
         return None
+
+    def now_ms(self, exchange: str) -> int:
+        """The clock of an exchange, which a fault may have set wrong."""
+        return self.clock.now_ms() + self.faults.skew_ms(exchange)
 
     def stats(self) -> dict[str, dict[str, int]]:
         """Counters by exchange."""
@@ -176,10 +210,13 @@ class Simulator:
             for venue in (self.binance, self.bybit)
         }
         weight = self.binance_rest.weight
-        found[self.binance.name] |= {"used_weight": weight.used(now_ms), "most_weight": weight.most}
+        found[self.binance.name] |= {
+            "used_weight": weight.used(self.now_ms(BINANCE)),
+            "most_weight": weight.most,
+        }
         return found
 
-    def _check_listed(self, fault: OnContract, id: str) -> None:
+    def _check_listed(self, fault: OnContract | HaltTrading, id: str) -> None:
         exchanges = (self.binance.name, self.bybit.name)
         names = exchanges if fault.exchange is None else (fault.exchange,)
         if not any(c.exchange in names and fault.hits(c) for c in self.market.contracts):
@@ -205,10 +242,22 @@ class Simulator:
                 log.warning("streams_jump", from_ms=next_ms, to_ms=now_ms)
                 next_ms = now_ms // PULSE_MS * PULSE_MS
             while next_ms <= now_ms:
+                self._change(next_ms)
                 self.binance.pulse(next_ms)
                 self.bybit.pulse(next_ms)
                 next_ms += PULSE_MS
                 await asyncio.sleep(0)
+
+    def _change(self, at_ms: int) -> None:
+        """Let come true what is due by the clock of its exchange."""
+        due = [
+            entry
+            for entry in self._changes
+            if entry[1].at_ms <= at_ms + self.faults.skew_ms(entry[0])
+        ]
+        for entry in due:
+            self._changes.remove(entry)
+            entry[1].apply()
 
     async def _play(self) -> None:
         started_ms = self.clock.now_ms()

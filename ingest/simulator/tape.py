@@ -132,9 +132,8 @@ class Tape:
         mark_units = np.maximum(np.rint(mark * 1e8 / grain).astype(np.int64), 1) * grain
         return Marks(mark_units, np.rint(index * 1e8).astype(np.int64))
 
-    def rate(self, settlement: int) -> int:
-        """The funding rate of the n-th interval since the epoch, in units of 1e-8."""
-        hours = self.contract.interval_hours or 8
+    def rate(self, settlement: int, hours: int) -> int:
+        """The funding rate of the n-th interval of `hours` since the epoch, in units of 1e-8."""
         draw = _hash(self._seed ^ 0xF0, np.array([settlement], dtype=np.int64))
         spread = float(_unit(draw)[0]) * 2 - 1
         return round((10_000 + spread * abs(spread) * 40_000) * hours / 8)

@@ -77,6 +77,7 @@ _TRADFI = {
 _BYBIT_SPOT_COUNT = 60
 _BYBIT_LINEAR_COUNT = 130
 _LISTED_MS = 1_569_398_400_000
+FAR_MS = 2**53
 NEVER_MS = 4_133_404_800_000
 """The delivery date that Binance gives to contracts without one."""
 
@@ -110,6 +111,10 @@ class Contract:
     expiry_ms: int | None = None
     asset: str = ""
     """Contracts of one asset follow one price."""
+    earlier_intervals: tuple[tuple[int, int], ...] = ()
+    """Funding intervals of the past: the last settlement that each led to, and its hours."""
+    silent: bool = False
+    """The contract's own streams send nothing any more."""
 
     @property
     def tradfi(self) -> bool:
@@ -122,6 +127,10 @@ class Contract:
     @property
     def active(self) -> bool:
         return self.status == "TRADING"
+
+    def all_intervals(self) -> tuple[tuple[int, int], ...]:
+        """Past and present funding intervals: the last settlement of each, and its hours."""
+        return (*self.earlier_intervals, (FAR_MS, self.interval_hours or 8))
 
     def price(self, units: int) -> str:
         return fixed(units, self.price_digits)
@@ -158,17 +167,17 @@ def universe(as_of_ms: int) -> tuple[Contract, ...]:
 
 def _binance(quarters: tuple[date, date]) -> Iterator[Contract]:
     for rank, base in enumerate(PRICES):
-        yield _contract(BINANCE, "perpetual", f"{base}USDT", base, "USDT", rank)
+        yield make_contract(BINANCE, "perpetual", f"{base}USDT", base, "USDT", rank)
     for base in ("BTC", "ETH", "SOL"):
-        yield _contract(BINANCE, "perpetual", f"{base}USDC", base, "USDC", 60)
+        yield make_contract(BINANCE, "perpetual", f"{base}USDC", base, "USDC", 60)
     for base, (price, underlying) in _TRADFI.items():
-        yield _contract(
+        yield make_contract(
             BINANCE, "perpetual", f"{base}USDT", base, "USDT", 40,
             anchor=price, contract_type="TRADIFI_PERPETUAL", underlying=underlying,
         )  # fmt: skip
     for base in ("BTC", "ETH"):
         for day, word in zip(quarters, ("CURRENT_QUARTER", "NEXT_QUARTER"), strict=True):
-            yield _contract(
+            yield make_contract(
                 BINANCE, "future", f"{base}USDT_{day:%y%m%d}", base, "USDT", 150,
                 anchor=PRICES[base] * 1.004, contract_type=word, expiry_ms=_delivery_ms(day),
             )  # fmt: skip
@@ -176,22 +185,22 @@ def _binance(quarters: tuple[date, date]) -> Iterator[Contract]:
         ("OMG", 0.106, 1_738_314_000_000),
         ("FTM", 0.41, 1_736_758_800_000),
     ):
-        yield _contract(
+        yield make_contract(
             BINANCE, "perpetual", f"{base}USDT", base, "USDT", 100,
             anchor=price, status="SETTLING", expiry_ms=delivered_ms,
         )  # fmt: skip
     for base in ("BTC", "ETH", "SUI"):
-        yield _contract(BINANCE, "perpetual", f"{base}USD_PERP", base, "USD", 100, settle=base)
+        yield make_contract(BINANCE, "perpetual", f"{base}USD_PERP", base, "USD", 100, settle=base)
 
 
 def _bybit_linear(quarters: tuple[date, date]) -> Iterator[Contract]:
     for rank, base in enumerate(list(PRICES)[:_BYBIT_LINEAR_COUNT]):
         name = "SHIB1000" if base == "1000SHIB" else base
-        yield _contract(BYBIT, "perpetual", f"{name}USDT", name, "USDT", rank, asset=base)
+        yield make_contract(BYBIT, "perpetual", f"{name}USDT", name, "USDT", rank, asset=base)
     for base in ("BTC", "ETH"):
-        yield _contract(BYBIT, "perpetual", f"{base}PERP", base, "USDC", 60)
+        yield make_contract(BYBIT, "perpetual", f"{base}PERP", base, "USDC", 60)
         for day in quarters:
-            yield _contract(
+            yield make_contract(
                 BYBIT, "future", f"{base}USDT-{day:%d%b%y}".upper(), base, "USDT", 150,
                 anchor=PRICES[base] * 1.004, contract_type="LinearFutures",
                 expiry_ms=_delivery_ms(day),
@@ -201,12 +210,12 @@ def _bybit_linear(quarters: tuple[date, date]) -> Iterator[Contract]:
 def _bybit_spot() -> Iterator[Contract]:
     plain = [base for base in PRICES if not base.startswith("1000")]
     for rank, base in enumerate(plain[:_BYBIT_SPOT_COUNT]):
-        yield _contract(BYBIT, "spot", f"{base}USDT", base, "USDT", rank + 20)
+        yield make_contract(BYBIT, "spot", f"{base}USDT", base, "USDT", rank + 20)
     for base, quote in (("BTC", "USDC"), ("ETH", "USDC"), ("BTC", "USDE")):
-        yield _contract(BYBIT, "spot", f"{base}{quote}", base, quote, 120)
+        yield make_contract(BYBIT, "spot", f"{base}{quote}", base, quote, 120)
 
 
-def _contract(
+def make_contract(
     exchange: str,
     kind: Kind,
     id: str,
@@ -221,7 +230,9 @@ def _contract(
     underlying: str = "COIN",
     status: str = "TRADING",
     expiry_ms: int | None = None,
+    listed_ms: int = _LISTED_MS,
 ) -> Contract:
+    """A contract with what follows from its price, its `rank` of activity and its asset."""
     asset = base if asset is None else asset
     price = PRICES[asset] if anchor is None else anchor
     price_digits, tick, qty_digits = _precision(price)
@@ -247,6 +258,7 @@ def _contract(
         contract_type=contract_type,
         underlying=underlying,
         status=status,
+        listed_ms=listed_ms,
         expiry_ms=expiry_ms,
         asset=asset,
     )

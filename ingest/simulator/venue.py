@@ -8,16 +8,24 @@ import struct
 from abc import ABC, abstractmethod
 from collections import defaultdict, deque
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
 from typing import Generic, TypeVar
 
 import structlog
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from ingest.clock import Clock
-from ingest.simulator.faults import ClosingKline, FaultBoard, Lifetime, RefuseHandshakes
+from ingest.simulator.faults import (
+    CloseNew,
+    ClosingKline,
+    FaultBoard,
+    Lifetime,
+    Maintenance,
+    Offline,
+    RefuseHandshakes,
+)
 from ingest.simulator.limits import SlidingWindow
 from ingest.simulator.market import Market
+from ingest.simulator.stats import Stats
 from ingest.simulator.universe import Contract
 
 log = structlog.get_logger()
@@ -27,25 +35,6 @@ PULSE_MS = 250
 _MOST_QUEUED = 20_000
 """Frames that wait for a slow client; with more it is cut off, as the exchanges do."""
 _RESET = struct.pack("ii", 1, 0)
-
-
-@dataclass(slots=True)
-class Stats:
-    """What tests and the demo want to know about an exchange's callers."""
-
-    handshakes: int = 0
-    handshakes_refused: int = 0
-    messages_sent: int = 0
-    messages_received: int = 0
-    rest_requests: int = 0
-    rest_refused: int = 0
-    slow_clients: int = 0
-    recent_handshakes: SlidingWindow = field(default_factory=lambda: SlidingWindow(1 << 30, 60_000))
-
-    def as_json(self, now_ms: int) -> dict[str, int]:
-        counts = asdict(self)
-        del counts["recent_handshakes"]
-        return {**counts, "handshakes_last_minute": self.recent_handshakes.used(now_ms)}
 
 
 class Client:
@@ -58,6 +47,8 @@ class Client:
         self.ponged_ms = now_ms
         self.streams: dict[str, None] = {}
         self.overrun = False
+        self.stalled = False
+        self.half_open = False
         self._request = request
         self._queue: deque[bytes] = deque()
         self._wake = asyncio.Event()
@@ -70,7 +61,7 @@ class Client:
 
     def send(self, frame: bytes) -> None:
         """Queue a text frame."""
-        if self._closing is not None:
+        if self._closing is not None or self.half_open:
             return
         if len(self._queue) >= _MOST_QUEUED:
             self.overrun = True
@@ -89,10 +80,27 @@ class Client:
 
     def abort(self) -> None:
         """Reset the connection."""
+        self._give_up()
+        reset(self._request)
+
+    def end(self) -> None:
+        """Let TCP end in order, without a closing frame."""
+        self._give_up()
+        if self._request.transport is not None:
+            self._request.transport.close()
+
+    def stall(self, half_open: bool) -> None:
+        """Deliver nothing more; when half open, read and answer nothing either."""
+        self.stalled = True
+        if half_open and self._request.transport is not None:
+            self.half_open = True
+            self._queue.clear()
+            self._request.transport.pause_reading()
+
+    def _give_up(self) -> None:
         self._closing = (WSCloseCode.ABNORMAL_CLOSURE, "")
         self._queue.clear()
         self._wake.set()
-        reset(self._request)
 
     async def write(self) -> None:
         """Send what is queued, until the connection ends."""
@@ -116,6 +124,12 @@ def reset(request: web.Request) -> None:
     if raw is not None:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     transport.abort()
+
+
+def _no_answer(request: web.Request) -> web.Response:
+    """A reset; what is returned reaches nobody."""
+    reset(request)
+    return web.Response(status=503)
 
 
 ClientT = TypeVar("ClientT", bound=Client)
@@ -173,6 +187,7 @@ class Venue(ABC, Generic[ClientT]):
         if refusal is not None:
             self.stats.handshakes_refused += 1
             return refusal
+        at_once = self.faults.take(CloseNew, self.name, self.now_ms())
         socket = web.WebSocketResponse(autoping=False, compress=False, timeout=2.0)
         await socket.prepare(request)
         client = self.connected(socket, request, self.clock.now_ms())
@@ -182,6 +197,8 @@ class Venue(ABC, Generic[ClientT]):
                 writer = tasks.create_task(client.write())
                 keeper = tasks.create_task(self.keep(client))
                 self.opened(client, request)
+                if at_once is not None:
+                    client.close(at_once.code)
                 await self._read(client)
                 keeper.cancel()
                 if not client.closing:
@@ -214,10 +231,17 @@ class Venue(ABC, Generic[ClientT]):
                 client.heard_ms = self.clock.now_ms()
                 await self.received(client, message.data)
 
+    def now_ms(self) -> int:
+        """The exchange's own clock."""
+        return self.clock.now_ms() + self.faults.skew_ms(self.name)
+
     def _refusal(self, request: web.Request) -> web.Response | None:
-        now_ms = self.clock.now_ms()
-        self.stats.handshakes += 1
-        self.stats.recent_handshakes.admit(now_ms)
+        self.stats.handshake(self.clock.now_ms())
+        now_ms = self.now_ms()
+        if self.faults.take(Offline, self.name, now_ms) is not None:
+            return _no_answer(request)
+        if self.faults.take(Maintenance, self.name, now_ms) is not None:
+            return web.Response(status=503, text="Service Unavailable")
         window = self._handshakes.setdefault(
             request.remote or "", SlidingWindow(self.handshake_limit, 300_000)
         )
@@ -226,13 +250,15 @@ class Venue(ABC, Generic[ClientT]):
         fault = self.faults.take(RefuseHandshakes, self.name, now_ms)
         if fault is None:
             return None
+        if fault.status is None:
+            return _no_answer(request)
         retry_after_s = fault.retry_after_s
         headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
         return web.Response(status=fault.status, headers=headers)
 
     def answer(self, client: ClientT, frame: bytes) -> None:
         """Send an acknowledgement or a pong."""
-        if not self.faults.mute(self.name, self.clock.now_ms()):
+        if not self.faults.mute(self.name, self.now_ms()):
             self._send(client, frame)
 
     def listen(self, client: ClientT, stream: str) -> None:
@@ -252,13 +278,14 @@ class Venue(ABC, Generic[ClientT]):
         overtaken = self._overtaken.pop(stream, None)
         for message in (data,) if overtaken is None else (data, overtaken):
             for client in self._listeners[stream]:
-                self._send(client, self.frame(client, stream, message))
+                if not client.stalled:
+                    self._send(client, self.frame(client, stream, message))
 
     def publish_to(
         self, client: ClientT, stream: str, contract: Contract, data: bytes, at_ms: int
     ) -> None:
         """Likewise to one client."""
-        if not self.faults.silenced(self.name, contract, stream, at_ms):
+        if not client.stalled and not self.faults.silenced(self.name, contract, stream, at_ms):
             self._send(client, self.frame(client, stream, data))
 
     def publish_closing(self, stream: str, contract: Contract, data: bytes, at_ms: int) -> None:
@@ -275,7 +302,11 @@ class Venue(ABC, Generic[ClientT]):
             self._overtaken[stream] = data
 
     def pulse(self, at_ms: int) -> None:
-        """Send what is due at this pulse, and cut the connections that are."""
+        """Send what is due at this pulse, and cut the connections that are.
+
+        `at_ms` is the simulator's time; what is sent tells that of the exchange.
+        """
+        cut_ms, at_ms = at_ms, at_ms + self.faults.skew_ms(self.name)
         held, self._held = self._held, []
         for entry in held:
             if entry[0] > at_ms:
@@ -283,12 +314,20 @@ class Venue(ABC, Generic[ClientT]):
             else:
                 self.publish(entry[1], None, entry[2], at_ms)
         self.step(at_ms)
-        self._cut_old(at_ms)
+        self._cut_old(cut_ms)
 
-    def close_all(self, code: int, reason: str = "") -> None:
-        """Close every connection; 1006 resets them."""
+    def close_all(self, code: int, reason: str = "", *, in_order: bool = False) -> None:
+        """Close every connection; 1006 resets them, or lets TCP end in order."""
         for client in list(self.clients):
-            client.close(code, reason)
+            if in_order and code == WSCloseCode.ABNORMAL_CLOSURE:
+                client.end()
+            else:
+                client.close(code, reason)
+
+    def stall_all(self, half_open: bool) -> None:
+        """Let the connections that are open now deliver nothing more."""
+        for client in self.clients:
+            client.stall(half_open)
 
     def send_all(self, frame: bytes) -> None:
         """Send a frame to every connection, as it is."""
@@ -303,11 +342,11 @@ class Venue(ABC, Generic[ClientT]):
         if self._cut_ms is not None and at_ms >= self._cut_ms:
             self._cut_ms = None
             self.close_all(WSCloseCode.GOING_AWAY)
-        fault = self.faults.current(Lifetime, self.name, at_ms)
+        fault = self.faults.current(Lifetime, self.name, self.now_ms())
         age_s = self.lifetime_s if fault is None else fault.age_s
         if age_s is not None:
             for client in list(self.clients):
-                if at_ms - client.opened_ms >= age_s * 1000:
+                if at_ms - client.opened_ms >= age_s * 1000 and not client.half_open:
                     client.close(WSCloseCode.GOING_AWAY)
 
     def _send(self, client: ClientT, frame: bytes) -> None:

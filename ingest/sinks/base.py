@@ -53,6 +53,19 @@ class Sink(Protocol):
         ...
 
 
+Marker = Mapping[str, str | int]
+"""An entry of the stream of health: `kind` (`state` or `gap`), `exchange`, `symbol`, `channel`, and
+what the kind says."""
+
+
+class StreamSink(Sink, Protocol):
+    """A sink that consumers follow: candles as they close, and what is wrong with them."""
+
+    async def announce(self, markers: Sequence[Marker]) -> None:
+        """Tell consumers of changes of state and of gaps. Raises as `write` does."""
+        ...
+
+
 class HotSink(Protocol):
     """A place for the newest values: of two states of a pair the later one counts."""
 

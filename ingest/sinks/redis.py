@@ -22,7 +22,7 @@ from redis import exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from ingest.sinks.base import Rejected, Settled, fault
+from ingest.sinks.base import Marker, Rejected, Settled, fault
 from ingest.sinks.views import PRESETS, show
 from marketdata import keys
 from marketdata.errors import MarketDataError, StoreRefused, StoreUnavailable
@@ -131,6 +131,17 @@ class RedisSink:
                     await self._put_candle(pipeline, row)
         total = sum(len(rows) for rows in batch.values())
         return Settled(total - len(rejected), tuple(rejected))
+
+    async def announce(self, markers: Sequence[Marker]) -> None:
+        """Put changes of state and gaps into the stream of health."""
+        async with self._pipeline(transaction=False) as pipeline:
+            for marker in markers:
+                pipeline.xadd(
+                    keys.STREAM_HEALTH,
+                    {name: value for name, value in marker.items()},  # noqa: C416 (its key type)
+                    minid=_stream_from_ms(),
+                    approximate=True,
+                )
 
     async def health(self, exchange: str, fields: Mapping[str, str | int | float]) -> None:
         """Replace the health hash of an exchange; it is gone 30 s after the last call."""

@@ -84,6 +84,7 @@ def ohlcv_json(frame: pd.DataFrame, exchange: str, pair: str, timeframe: str) ->
         "data": [[time, *row] for time, row in zip(times, values, strict=True)],
         "filled": frame.attrs["filled"],
         "source": frame.attrs["source"],
+        "state": frame.attrs["state"],
     }
 
 

@@ -17,7 +17,8 @@ body { font: 14px/1.5 system-ui, sans-serif; margin: 2rem; color: #222; }
 table { border-collapse: collapse; margin-bottom: 2rem; }
 th, td { padding: .15rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }
 th:first-child, td:first-child { text-align: left; }
-.live { color: #08702c; } .late { color: #b00020; }
+.live { color: #08702c; } .quiet { color: #5c6b00; }
+.starting, .late, .disconnected, .venue_down { color: #b00020; }
 </style></head><body>
 """
 

@@ -51,7 +51,10 @@ class Source(Protocol):
         end_ms: int,
         names: Sequence[str],
     ) -> Columns:
-        """The same range in bulk: `time` (int64) and `names` (float64, NaN where absent)."""
+        """The same range in bulk: `time` (int64) and `names`.
+
+        Numbers are float64, NaN where absent; texts (`source`) are arrays of objects.
+        """
         ...
 
     def pairs(self, exchange: str) -> list[str]:
@@ -68,7 +71,7 @@ class Source(Protocol):
 
 
 class HotSource(Protocol):
-    """The hot cache: newest values and newest closed candles. Raises `StoreUnavailable`."""
+    """The hot cache: newest values, newest closed candles, states. Raises `StoreUnavailable`."""
 
     name: str
 
@@ -80,9 +83,23 @@ class HotSource(Protocol):
         """The newest closed 3-minute candles, ascending; perhaps fewer than there are."""
         ...
 
+    def health(self, exchange: str) -> dict[str, str]:
+        """What the service says of an exchange; empty where it is away."""
+        ...
+
     def close(self) -> None:
         """Give back every connection."""
         ...
+
+
+def text_columns(measurement: str) -> frozenset[str]:
+    """The fields of a measurement that are texts.
+
+    >>> text_columns("ohlcv_3m")
+    frozenset({'source'})
+    """
+    fields = MEASUREMENTS[measurement].fields
+    return frozenset(column.name for column in fields if column.kind == "str")
 
 
 def row_class(measurement: str) -> type[Row]:

@@ -7,7 +7,7 @@ server counts in the same range, and the count is asked for in JSON.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 from urllib.parse import urlsplit
 
@@ -16,7 +16,7 @@ import urllib3
 
 from marketdata.errors import StoreRefused, StoreUnavailable
 from marketdata.schema import LAST, MEASUREMENTS, Column, Last, Row
-from readers.sources.base import row_class
+from readers.sources.base import row_class, text_columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -123,7 +123,7 @@ class InfluxSource:
         )
         count = f"{_select([f'count({always})'], measurement)} {_within(start_ms, end_ms)}"
         for _ in range(_BULK_TRIES):
-            table = _parse(self._csv(measurement, query, pair), names)
+            table = _parse(self._csv(measurement, query, pair), names, text_columns(measurement))
             [counted] = self._json(measurement, count, pair)
             expected = counted[0]["values"][0][1] if counted else 0
             if table.num_rows == expected:
@@ -237,12 +237,13 @@ def _last_values(columns: Mapping[str, str], series: _Series) -> dict[str, _Valu
     return {new: _cast(tick[name], _LAST_BY_NAME[new]) for name, new in columns.items()}
 
 
-def _parse(body: bytes, names: Sequence[str]) -> pa.Table:
+def _parse(body: bytes, names: Sequence[str], texts: Set[str]) -> pa.Table:
     """A CSV answer with types that don't depend on what is in it; an empty body has no rows."""
     import pyarrow as pa
     from pyarrow import csv
 
-    types = {"time": pa.int64(), **dict.fromkeys(names, pa.float64())}
+    kinds = {name: pa.string() if name in texts else pa.float64() for name in names}
+    types = {"time": pa.int64(), **kinds}
     if not body:
         return pa.table({name: pa.array([], kind) for name, kind in types.items()})
     options = csv.ConvertOptions(column_types=types, include_columns=list(types))

@@ -1,4 +1,4 @@
-"""Reads the hot cache: the newest values and the newest closed candles."""
+"""Reads the hot cache: the newest values, the newest closed candles, and states."""
 
 from __future__ import annotations
 
@@ -59,6 +59,11 @@ class RedisSource:
             if known is None or candle.revision >= known.revision:
                 newest[time] = candle
         return list(newest.values())
+
+    def health(self, exchange: str) -> dict[str, str]:
+        key = keys.health(exchange)
+        fields = self._ask(lambda client: cast("dict[bytes, bytes]", client.hgetall(key)))
+        return {name.decode(): value.decode() for name, value in fields.items()}
 
     def close(self) -> None:
         if self._client is not None:

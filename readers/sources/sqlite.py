@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,7 +13,7 @@ import orjson
 
 from marketdata.errors import StoreRefused, StoreUnavailable
 from marketdata.schema import LAST, MEASUREMENTS, Last, Row
-from readers.sources.base import row_class
+from readers.sources.base import row_class, text_columns
 
 if TYPE_CHECKING:
     from readers.sources.base import Columns
@@ -90,10 +91,15 @@ class SqliteSource:
             f"{_select(('time', *names), measurement)} ORDER BY time",
             {"exchange": exchange, "symbol": symbol, "start": start_ms, "end": end_ms},
         )
-        # Milliseconds are well below 2**53, so they survive as floats; None becomes NaN.
-        table = np.array(answer, dtype=np.float64).reshape(-1, 1 + len(names)).T
-        floats = dict(zip(names, table[1:], strict=True))
-        return {"time": table[0].astype(np.int64), **floats}
+        texts = text_columns(measurement)
+        times = np.fromiter(map(itemgetter(0), answer), np.int64, len(answer))
+        return {"time": times} | {
+            # None becomes NaN.
+            name: np.array(
+                list(map(itemgetter(place), answer)), object if name in texts else np.float64
+            )
+            for place, name in enumerate(names, start=1)
+        }
 
     def pairs(self, exchange: str) -> list[str]:
         tables = ("last", "ohlcv_3m")

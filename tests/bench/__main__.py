@@ -6,7 +6,14 @@ import os
 import platform
 from datetime import UTC, datetime
 
-from tests.bench import bench_feed, bench_readers, bench_service, bench_sinks
+from tests.bench import (
+    bench_audit,
+    bench_backfill,
+    bench_feed,
+    bench_readers,
+    bench_service,
+    bench_sinks,
+)
 
 
 def main() -> None:
@@ -15,7 +22,14 @@ def main() -> None:
         f"{datetime.now(UTC):%Y-%m-%d}, Python {platform.python_version()}, "
         f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()} {platform.release()}"
     )
-    for bench in (bench_feed, bench_sinks, bench_readers, bench_service):
+    for bench in (
+        bench_feed,
+        bench_sinks,
+        bench_readers,
+        bench_service,
+        bench_audit,
+        bench_backfill,
+    ):
         print(f"\n{bench.__name__}")
         bench.main()
 

@@ -41,8 +41,10 @@ def is_complete(state: dict[str, object] | None) -> bool:
     """Whether everything is live and no minute is missing."""
     if state is None or state["state"] not in ("live", "quiet"):
         return False
-    gaps = state["gaps"]
-    return isinstance(gaps, dict) and gaps["open"] == 0 and gaps["repaired"] > 0
+    gaps, minutes = state["gaps"], state["minutes"]
+    assert isinstance(gaps, dict)
+    assert isinstance(minutes, dict)
+    return bool(gaps["open"] == 0 and minutes["repaired"] > 0)
 
 
 def cpu_s(pid: int) -> float:

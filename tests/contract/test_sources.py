@@ -132,6 +132,14 @@ def test_columns_hold_what_rows_hold(source: Source) -> None:
         assert [None if np.isnan(value) else value for value in columns[name]] == expected
 
 
+def test_texts_come_in_bulk_too(source: Source) -> None:
+    columns = source.columns("ohlcv_3m", EXCHANGE, BTC, 0, FAR_MS, ("source", "close"))
+    assert columns["source"].tolist() == ["stream"] * 50
+    assert columns["close"].dtype == np.float64
+    empty = source.columns("ohlcv_3m", EXCHANGE, BTC, 0, 1, ("source",))
+    assert len(empty["source"]) == 0
+
+
 def test_columns_have_the_same_types_whatever_is_in_them(source: Source) -> None:
     for end_ms in (FAR_MS, 1):
         columns = source.columns("funding_settled", EXCHANGE, BTC, 0, end_ms, ("special_rate",))

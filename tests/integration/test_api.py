@@ -21,10 +21,19 @@ import urllib3
 import uvicorn
 
 from marketdata.config import load_config
-from marketdata.schema import CANDLE_MS
+from marketdata.schema import CANDLE_MS, State
 from readers.api.app import create_app
 from readers.client import MarketData
-from tests.stored import BTC, ETH, EXCHANGE, SqliteHome, Watch, candles, last_of
+from tests.stored import (
+    BTC,
+    ETH,
+    EXCHANGE,
+    RedisHome,
+    SqliteHome,
+    Watch,
+    candles,
+    last_of,
+)
 from tests.waiting import eventually_sync
 
 CLOSE_MS = 1_760_000_040_000
@@ -75,10 +84,11 @@ def watch() -> Watch:
     return Watch(NOW_MS)
 
 
-def write_config(home: SqliteHome, **api: Any) -> Path:
+def write_config(home: SqliteHome, redis_url: str | None = None, **api: Any) -> Path:
     path = home.path.parent / "config.yaml"
     config = {
         "store": {"kind": "sqlite", "path": home.path.name},
+        "redis": None if redis_url is None else {"url": redis_url},
         "api": api,
         "exchanges": {EXCHANGE: {"channels": ["candles", "funding", "mark_price"], "pairs": [BTC]}},
     }
@@ -157,6 +167,7 @@ def test_candles_are_arrays_of_named_columns(api: Api) -> None:
         "data": [[row.time, *row[3:8]] for row in rows],
         "filled": [],
         "source": "sqlite",
+        "state": "live",
     }
     assert len(api.get("/ohlcv/BTCUSDT?timeframe=15m").json["data"]) >= 9
 
@@ -250,6 +261,44 @@ def test_health_is_200_while_something_fresh_comes(api: Api, watch: Watch) -> No
     watch.now_ms += 60_000
     late = error_of(api.get("/funding/health"), 503, "stale_data")["detail"]["late"]
     assert late == {SPOT: 121_000, BTC: 121_000, ETH: 121_000}
+
+
+def test_what_is_stale_tells_what_the_service_knows(
+    home: SqliteHome, watch: Watch, redis_url: str
+) -> None:
+    with serving(write_config(home, redis_url), watch) as api:
+        watch.now_ms += 600_000
+        pairs, channels = (SPOT, BTC, ETH), ("candles", "funding", "mark_price", "last_price")
+        down: dict[tuple[str, str], State] = {
+            (pair, channel): "venue_down" for pair in pairs for channel in channels
+        }
+        RedisHome(redis_url).put_health(watch.now_ms, states=down)
+        for path in ("/funding/BTCUSDT", "/mark/BTCUSDT", "/last/BTCUSDT", "/ohlcv/BTCUSDT"):
+            assert error_of(api.get(path), 503, "stale_data")["detail"]["state"] == "venue_down"
+            assert "is venue_down" in api.get(path).json["error"]["message"]
+        batch = api.get("/funding/batch?symbols=BTCUSDT").json["errors"]["BTCUSDT"]
+        assert batch["detail"]["state"] == "venue_down"
+        for path in ("/health", "/funding/health"):
+            error = error_of(api.get(path), 503, "stale_data")
+            assert error["detail"]["state"] == "venue_down"
+            assert error["message"].endswith("venue_down")
+        assert '<span class="venue_down">' in api.get("/").body.decode()
+
+
+def test_an_exchange_in_which_nothing_is_traded_is_healthy(
+    home: SqliteHome, watch: Watch, redis_url: str
+) -> None:
+    path = write_config(home, redis_url)
+    path.write_text(path.read_text().replace('["candles", "funding", "mark_price"]', '["candles"]'))
+    with serving(path, watch) as api:
+        watch.now_ms += 240_000
+        pairs = (SPOT, BTC, ETH)
+        RedisHome(redis_url).put_health(
+            watch.now_ms, states={(pair, "candles"): "quiet" for pair in pairs}
+        )
+        answer = api.get("/health")
+        assert (answer.status, answer.json["state"]) == (200, "quiet")
+        assert api.get("/ohlcv/BTCUSDT").json["state"] == "quiet"
 
 
 def test_the_status_page_shows_every_pair(api: Api) -> None:

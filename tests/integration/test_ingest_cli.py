@@ -84,7 +84,7 @@ def test_run_prints_its_plan_serves_its_state_and_ends_with_0_on_sigterm(config)
     path, monitor = config
     with started("run", "--config", path) as service:
         eventually_sync(lambda: is_live(monitor), 30, "a live service")
-        eventually_sync(lambda: status(monitor)["gaps"]["repaired"] >= 60, 30, "history")
+        eventually_sync(lambda: status(monitor)["minutes"]["repaired"] >= 60, 30, "history")
         shown = ingest("status", "--config", path)
         assert "BINANCE_FUTURES" in shown.stdout
         whole = json.loads(ingest("status", "--json", "--config", path).stdout)

@@ -274,7 +274,7 @@ def test_a_frame_is_the_callers_own(data: MarketData) -> None:
     third = data.get_ohlcv(BTC, limit=5)
     assert third["close"].tolist() == expected["close"].tolist()
     assert third["open"].tolist() == expected["open"].tolist()
-    assert third.attrs == {"filled": [], "source": "cache"}
+    assert third.attrs == {"filled": [], "source": "cache", "state": "live"}
 
 
 def test_a_hole_is_filled_flat_wherever_it_is_in_the_window(tmp_path: Path, watch: Watch) -> None:

@@ -202,15 +202,26 @@ async def until_minutes(messages: AsyncIterator[Json], minutes: int) -> list[Jso
     return seen
 
 
+async def a_new_minute(messages: AsyncIterator[Json]) -> Json:
+    """The first message of a minute that has just begun."""
+    before = await anext(messages)
+    async for message in messages:
+        if message["open"] > before["open"]:
+            return message
+    raise AssertionError("the stream has ended")
+
+
 @pytest.mark.parametrize("exchange", [BINANCE, BYBIT])
 @pytest.mark.parametrize("action", ["drop", "delay", "duplicate", "reorder"])
 async def test_a_closing_kline_is_tampered_with(
     fast: Simulator, session: ClientSession, exchange: str, action: str
 ) -> None:
+    stream = closings(fast, session, exchange)
+    first = await a_new_minute(stream)
     fault = {"id": "BTCUSDT", "action": action, "delay_s": 15, "times": 1}
     fast.inject(ClosingKline.model_validate(fault))
-    messages = await until_minutes(closings(fast, session, exchange), 2)
-    first_ms = messages[0]["open"]
+    messages = [first, *await until_minutes(stream, 2)]
+    first_ms = first["open"]
     closing = [m for m in messages if m["closed"] and m["open"] == first_ms]
     close_ms = first_ms + MINUTE_MS
     if action == "drop":

@@ -28,8 +28,9 @@ from ingest.connection import FeedConnection
 from ingest.exchanges.base import SupervisedFeed
 from ingest.exchanges.binance_futures import BinanceFutures
 from ingest.exchanges.bybit import Bybit
+from ingest.lanes import LaneStatus
 from ingest.model import Kline
-from ingest.supervision import LaneStatus, LaneSupervisor
+from ingest.supervision import LaneSupervisor
 from marketdata.errors import ExchangeUnavailable
 from marketdata.schema import LastPrice, MarkPrice
 from tests.feeds import (
@@ -41,7 +42,7 @@ from tests.feeds import (
     dumps,
     market,
 )
-from tests.venue import Script, Venue, repeat, reset, stay_silent
+from tests.venue import Script, Venue, repeat, reset, stay_silent, stop_reading
 from tests.waiting import eventually
 
 BTC = market("BTC/USDT:USDT")
@@ -141,17 +142,131 @@ async def test_what_the_exchange_sends_arrives_at_the_callbacks(clock: Clock) ->
         (lambda connection: connection.close(1008, "Invalid request"), "1008"),
         (reset, "no close frame"),
         (stay_silent, "for 10 s"),
+        (stop_reading, "for 10 s"),
         (lambda connection: repeat(connection, ACK), "for 10 s"),
     ],
-    ids=["normal close", "going away", "policy", "reset", "silence", "acks without data"],
+    ids=["normal close", "going away", "policy", "reset", "silence", "half-open", "acks, no data"],
 )
-async def test_a_connection_that_ends_or_goes_silent_is_replaced(
-    fault: Callable[[ServerConnection], object], cause: str, clock: Clock
+async def test_a_connection_that_ends_or_goes_silent_is_replaced_within_fifteen_seconds(
+    fault: Callable[[ServerConnection], object], cause: str
 ) -> None:
-    async with collecting(first(fault), clock) as (_, feed, _):
+    # Slower than elsewhere: what the machine takes for itself counts ten times here.
+    clock = Clock(speed=10)
+    async with collecting(first(fault), clock) as (venue, feed, _):
         lane = await is_live_again(feed)
         assert lane.last_error is not None
         assert cause in lane.last_error
+    assert venue.handshakes[1] - venue.handshakes[0] < 15_000 + 2_000
+
+
+async def test_a_peer_that_is_gone_without_a_word_is_noticed_where_trades_are_rare() -> None:
+    clock = Clock(speed=10)
+
+    async def script(connection: ServerConnection, number: int) -> None:
+        await connection.send(bybit_kline(), text=True)
+        if number == 1:
+            await stop_reading(connection)
+        async for message in connection:
+            pong = {"success": True, "ret_msg": "pong", "op": orjson.loads(message)["op"]}
+            await connection.send(dumps(pong), text=True)
+
+    async with Venue(script, clock).running() as venue:
+        spot = [market("BTC/USDT", exchange="BYBIT")]
+        feed = Bybit(spot, ["candles"], Recorder().on("candles"), clock, ws_url=venue.url)
+        async with running(feed):
+            lane = await is_live_again(feed)
+            assert lane.last_error == "no frames for 12 s"
+            until_ms = clock.now_ms() + 40_000
+            await eventually(lambda: clock.now_ms() > until_ms)
+            assert status(feed).reconnects == 1
+    assert venue.handshakes[1] - venue.handshakes[0] < 15_000 + 2_000
+
+
+async def test_a_protocol_ping_without_an_answer_ends_a_connection_too(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingest.connection.PING_INTERVAL_S", 0.1)
+    monkeypatch.setattr("ingest.connection.CLOSE_S", 0.1)
+    monkeypatch.setattr(BinanceFutures, "ping_timeout_s", 0.2)
+
+    async def script(connection: ServerConnection, number: int) -> None:
+        await connection.send(binance_kline(), text=True)
+        await (stop_reading(connection) if number == 1 else stay_silent(connection))
+
+    async with Venue(script, clock).running() as venue:
+        recorder = Recorder()
+        feed = BinanceFutures([BTC], ["candles"], recorder.on("candles"), clock, ws_url=venue.url)
+        async with running(feed):
+            assert "ping timeout" in ((await is_live_again(feed)).last_error or "")
+
+
+class Steppable(Clock):
+    """A clock that somebody sets."""
+
+    step_ms = 0
+
+    def now_ms(self) -> int:
+        return super().now_ms() + self.step_ms
+
+
+@pytest.mark.parametrize("step_ms", [-3_600_000, 3_600_000])
+async def test_a_host_clock_that_is_set_changes_no_judgement(step_ms: int) -> None:
+    clock = Steppable(speed=20)
+    silent = asyncio.Event()
+
+    async def script(connection: ServerConnection, number: int) -> None:
+        while number > 1 or not silent.is_set():
+            await connection.send(binance_mark(), text=True)
+            await asyncio.sleep(0.005)
+        await stay_silent(connection)
+
+    async with collecting(script, clock) as (venue, feed, recorder):
+        await feed.wait_for_data()
+        clock.step_ms = step_ms
+        count = len(recorder.events)
+        await eventually(lambda: len(recorder.events) > count + 100)
+        assert (status(feed).state, status(feed).reconnects) == ("live", 0)
+        assert abs((status(feed).last_data_ms or 0) - clock.now_ms()) < 10_000
+        silent.set()
+        assert (await is_live_again(feed)).last_error == "no data for 10 s"
+    assert len(venue.handshakes) == 2
+
+
+@pytest.mark.parametrize("trouble", [403, 418, 429, 503, "closes at once", "closes after data"])
+async def test_five_minutes_of_trouble_see_ten_handshakes_a_minute_at_most(
+    trouble: int | str,
+) -> None:
+    clock = Clock(speed=200)
+    well = asyncio.Event()
+
+    async def script(connection: ServerConnection, number: int) -> None:
+        if well.is_set():
+            await deliver(connection, number)
+        if trouble == "closes after data":
+            await connection.send(binance_mark(), text=True)
+
+    async with Venue(script, clock).running() as venue:
+        if isinstance(trouble, int):
+            venue.refuse = (trouble, {})
+        recorder = Recorder()
+        feed = BinanceFutures(
+            [market(f"C{n}/USDT:USDT") for n in range(450)],
+            ["candles", "mark_price"],
+            recorder.on("candles", "mark_price"),
+            clock,
+            ws_url=venue.url,
+        )
+        async with running(feed):
+            began_ms = clock.now_ms()
+            await eventually(lambda: clock.now_ms() - began_ms > 300_000)
+            assert {lane.state for lane in feed.lane_statuses()} <= {"disconnected", "starting"}
+            well.set()
+            venue.refuse = None
+            await eventually(lambda: {lane.state for lane in feed.lane_statuses()} == {"live"})
+    assert len(venue.handshakes) > 5
+    for start, eleventh in zip(venue.handshakes, venue.handshakes[10:], strict=False):
+        # The server sees a handshake a few milliseconds after its start: 200 times as many here.
+        assert eleventh - start > 50_000
 
 
 async def test_a_connection_that_never_delivers_is_replaced_after_fifteen_seconds(
@@ -188,23 +303,6 @@ async def test_a_handshake_without_an_answer_is_given_up_after_ten_seconds(
         assert status(feed).state == "disconnected"
         for writer in attempts:
             writer.close()
-
-
-async def test_an_exchange_that_closes_politely_at_once_is_asked_ten_times_a_minute_at_most() -> (
-    None
-):
-    async def close(connection: ServerConnection, number: int) -> None:
-        pass
-
-    clock = Clock(speed=200)
-    async with collecting(close, clock, pairs=450) as (venue, feed, _):
-        assert len(feed.lanes) == 3
-        began_ms = clock.now_ms()
-        await eventually(lambda: clock.now_ms() - began_ms > 200_000)
-    assert len(venue.handshakes) >= 12
-    for start, eleventh in zip(venue.handshakes, venue.handshakes[10:], strict=False):
-        # The server sees a handshake a few milliseconds after its start: 200 times as many here.
-        assert eleventh - start > 50_000
 
 
 async def test_lanes_start_one_after_another() -> None:
@@ -292,7 +390,9 @@ async def test_an_announced_shutdown_leads_to_a_new_connection_without_a_failure
         await deliver(connection, number)
 
     async with collecting(script, clock) as (_, feed, _):
-        assert (await is_live_again(feed)).last_error is None
+        await eventually(lambda: status(feed).rotations == 1)
+        assert status(feed).reconnects == 0
+        assert status(feed).last_error is None
 
 
 async def test_a_connection_is_left_before_the_exchange_would_cut_it(clock: Clock) -> None:
@@ -369,8 +469,8 @@ async def test_bybit_is_pinged_in_its_own_way_and_pongs_are_no_data() -> None:
             ws_url=venue.url,
         )
         async with running(feed):
+            await eventually(lambda: status(feed).last_error == "no data within 15 s")
             await eventually(lambda: sum(ping["op"] == "ping" for ping in pings) >= 3)
-            assert status(feed).last_error == "no data within 15 s"
     assert {"req_id": "1", "op": "subscribe", "args": ["kline.1.BTCUSDT"]} in pings
 
 

@@ -78,6 +78,17 @@ def test_one_proven_connection_makes_room_for_another() -> None:
     assert gate.wait_ms(5_000) == 0
 
 
+def test_connections_that_end_after_their_first_data_are_at_most_ten_a_minute() -> None:
+    gate, now_ms = Gate(), 1_000_000
+    starts = []
+    for _ in range(100):
+        now_ms = pass_gate(gate, now_ms)
+        starts.append(now_ms)
+        gate.proved(now_ms)
+        gate.failed(now_ms)
+    assert all(later - start >= 60_000 for start, later in zip(starts, starts[10:], strict=False))
+
+
 def test_a_closed_gate_lets_nobody_through_and_never_opens_early() -> None:
     gate = Gate()
     gate.close(until_ms=120_000)

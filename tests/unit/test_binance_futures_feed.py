@@ -251,3 +251,32 @@ def test_constructing_a_feed_asks_the_exchange_nothing(monkeypatch: pytest.Monke
     assert binance.normalized_symbols == [market.pair for market in MARKETS]
     assert set(binance._feed_config) == set(ALL)
     assert orjson.dumps(binance._feed_config)
+
+
+async def test_frames_of_new_pairs_are_understood_at_once_and_those_of_gone_ones_ignored() -> None:
+    recorder = Recorder()
+    binance = feed(recorder)
+    await binance.follow([market("ETH/USDT:USDT", hours=4.0)])
+    assert await binance.message_handler(binance_mark("ETHUSDT"), unopened(), 1.0) == "marks"
+    gone = (binance_mark(), binance_kline(), all_marks(binance_mark_row()))
+    for message in gone:
+        assert await binance.message_handler(message, unopened(), 1.0) is not None
+    assert {event.symbol for event in recorder.events} == {"ETH/USDT:USDT"}
+    assert [funding.interval_hours for funding in recorder.of(FundingRate)] == [4.0]
+    assert binance.dropped == {}
+    assert binance.std_symbol_to_exchange_symbol("ETH/USDT:USDT") == ("perpetual", "ETHUSDT")
+    assert binance.exchange_symbol_to_std_symbol(("perpetual", "ETHUSDT")) == "ETH/USDT:USDT"
+    assert binance._feed_config == {channel: ["ETH/USDT:USDT"] for channel in ALL}
+
+
+async def test_a_pairs_channels_are_told_with_the_lane_that_carries_them() -> None:
+    many = [market(f"C{n}/USDT:USDT") for n in range(210)]
+    binance = BinanceFutures(many, ALL, Recorder().on(*ALL), Clock())
+    assert binance.lane_of("C0/USDT:USDT", "candles") == "market-1"
+    assert binance.lane_of("C209/USDT:USDT", "candles") == "market-2"
+    assert binance.lane_of("C209/USDT:USDT", "last_price") == "market-2"
+    assert binance.lane_of("C209/USDT:USDT", "mark_price") == "market-1"
+    assert binance.lane_of("C210/USDT:USDT", "mark_price") is None
+    await binance.follow(many[:209])
+    assert binance.lane_of("C209/USDT:USDT", "candles") is None
+    assert feed(Recorder()).lane_of("BTC/USDT:USDT-261225", "funding") is None

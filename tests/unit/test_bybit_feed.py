@@ -315,3 +315,42 @@ async def test_a_topic_that_is_subscribed_already_is_not_refused() -> None:
     told = answer(connection.requests[0], refused="error:already subscribed,topic:tickers.A")
     await feed.message_handler(told, connection, 1.0)
     assert feed.refused_topics == {}
+
+
+async def test_a_renamed_pair_goes_on_under_its_new_name_on_the_same_connection() -> None:
+    session = Session("mark_price")
+    await session.handle(bybit_ticker("snapshot", TS, **SNAPSHOT))
+    lanes = session.feed.lanes
+    await session.feed.follow([market("BIT/USDT:USDT", exchange="BYBIT", id="BTCUSDT")])
+    (mark,) = await session.handle(bybit_ticker("delta", TS + 100, markPrice="5"))
+    assert (mark.symbol, mark.mark_price, mark.index_price) == ("BIT/USDT:USDT", 5.0, 115418.19)
+    assert session.feed.lane_of("BIT/USDT:USDT", "mark_price") == "linear-1"
+    assert lanes[0].url == session.feed.lanes[0].url
+
+
+async def test_gone_pairs_are_ignored_and_what_was_refused_of_them_is_forgotten() -> None:
+    session = Session()
+    session.feed.refused_topics.update({"linear/tickers.NEW": "no", "spot/tickers.BTCUSDT": "no"})
+    await session.feed.follow(MARKETS[1:])
+    assert session.feed.refused_topics == {"spot/tickers.BTCUSDT": "no"}
+    frames = (bybit_kline(), bybit_ticker("snapshot", TS, **SNAPSHOT))
+    assert await session.handle(*frames) == []
+    assert session.feed.dropped == {"refused_topics": 1}
+
+
+async def test_a_connection_has_subscribed_when_every_request_is_answered() -> None:
+    feed = Session().feed
+    connection = Unsent(SPOT_URL, [f"kline.1.C{n}USDT" for n in range(11)])
+    assert not feed.subscribed(connection)
+    await feed.subscribe(connection)
+    for request in connection.requests:
+        assert not feed.subscribed(connection)
+        await feed.message_handler(answer(request), connection, 1.0)
+    assert feed.subscribed(connection)
+
+
+async def test_pairs_with_the_same_id_have_lanes_of_their_own_kind() -> None:
+    feed = Session().feed
+    assert feed.lane_of(BTC, "candles") == feed.lane_of(DATED, "mark_price") == "linear-1"
+    assert feed.lane_of(SPOT, "candles") == "spot-1"
+    assert feed.lane_of(SPOT, "mark_price") is None

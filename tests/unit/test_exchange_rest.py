@@ -8,7 +8,13 @@ import pytest
 
 from ingest.exchanges import binance_futures_rest, bybit_rest
 from ingest.exchanges.binance_futures_rest import klines_weight, page_rows, parse_intervals
-from ingest.exchanges.rest_base import next_minute
+from ingest.exchanges.rest_base import (
+    HOUR_MS,
+    Settled,
+    interval_between,
+    next_minute,
+    settlement_rows,
+)
 from ingest.rest import Answer
 from marketdata.errors import (
     BadMessage,
@@ -222,3 +228,128 @@ def test_bybit_s_codes_in_an_http_200_are_errors_by_type(
 
 def test_bybit_s_code_0_is_no_error() -> None:
     assert bybit_rest.refusal(bybit_answer(0)) is None
+
+
+CANDLE_MS = 1_791_382_860_000
+SETTLED_MS = 1_791_360_000_000
+
+
+def test_mark_candles_of_both_exchanges_are_closed_ones_ascending() -> None:
+    prices = ["83137.9", "83155.7", "83082.9", "83084.9"]
+    later = CANDLE_MS + 180_000
+    binance = [[CANDLE_MS, *prices, "0"], [later, *prices, "0"]]
+    bybit = [[str(later), *prices], [str(CANDLE_MS), *prices]]
+    for server_ms, opens in ((later + 179_999, [CANDLE_MS]), (later + 180_000, [CANDLE_MS, later])):
+        for candles in (
+            binance_futures_rest.parse_mark_candles(binance, BINANCE, server_ms),
+            bybit_rest.parse_mark_candles(bybit, BYBIT, server_ms),
+        ):
+            assert [candle.time for candle in candles] == opens
+            assert candles[0][3:] == (83137.9, 83155.7, 83082.9, 83084.9, "rest")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        None,
+        [str(CANDLE_MS), "1", "1", "1", "1"],
+        [CANDLE_MS + 60_000, "1", "1", "1", "1"],
+        [CANDLE_MS, "1", "1", "1"],
+        [CANDLE_MS, "1", "1", "0", "1"],
+        [CANDLE_MS, "1", "1", "1", "NaN"],
+    ],
+)
+def test_a_binance_row_that_is_no_mark_candle_is_a_bad_message(row: object) -> None:
+    with pytest.raises(BadMessage, match="BINANCE_FUTURES BTCUSDT"):
+        binance_futures_rest.parse_mark_candles([row], BINANCE, CANDLE_MS)
+
+
+@pytest.mark.parametrize(
+    "row", [None, [CANDLE_MS, "1", "1", "1", "1"], [str(CANDLE_MS), "1", "1", "1", "1", "1"]]
+)
+def test_a_bybit_row_that_is_no_mark_candle_is_a_bad_message(row: object) -> None:
+    with pytest.raises(BadMessage, match="BYBIT BTCUSDT"):
+        bybit_rest.parse_mark_candles([row], BYBIT, CANDLE_MS)
+
+
+def test_mark_candles_that_are_no_list_are_a_bad_message() -> None:
+    with pytest.raises(BadMessage, match="expected a list"):
+        binance_futures_rest.parse_mark_candles({}, BINANCE, CANDLE_MS)
+
+
+def test_binance_settlements_are_floored_to_the_minute_and_say_which_one_is_special() -> None:
+    rows = [
+        {"fundingTime": SETTLED_MS + 7, "fundingRate": "0.0004", "rateType": "Special"},
+        {"fundingTime": SETTLED_MS + 2, "fundingRate": "-0.00003657", "rateType": "Regular"},
+        {"fundingTime": SETTLED_MS - 8 * HOUR_MS, "fundingRate": "0.0001", "markPrice": ""},
+    ]
+    rates = binance_futures_rest.parse_settlements(rows, BINANCE)
+    assert rates == [
+        Settled(SETTLED_MS - 8 * HOUR_MS, 0.0001),
+        Settled(SETTLED_MS, -0.00003657),
+        Settled(SETTLED_MS, 0.0004, special=True),
+    ]
+    (row,) = settlement_rows(rates, BINANCE, SETTLED_MS)
+    assert (row.time, row.rate, row.interval_hours) == (SETTLED_MS, -0.00003657, 8.0)
+    assert row.special_rate == 0.0004
+
+
+def test_bybit_settlements_come_newest_first_and_leave_oldest_first() -> None:
+    rows: list[object] = [
+        {"symbol": "BTCUSDT", "fundingRate": "0.0001", "fundingRateTimestamp": str(SETTLED_MS)},
+        {"symbol": "BTCUSDT", "fundingRate": "-1e-5", "fundingRateTimestamp": str(SETTLED_MS - 1)},
+    ]
+    rates = bybit_rest.parse_settlements(rows, BYBIT)
+    assert rates == [Settled(SETTLED_MS - 60_000, -1e-5), Settled(SETTLED_MS, 0.0001)]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        None,
+        {"fundingRate": "0.0001"},
+        {"fundingTime": str(SETTLED_MS), "fundingRate": "0.0001"},
+        {"fundingTime": SETTLED_MS, "fundingRate": ""},
+        {"fundingTime": SETTLED_MS, "fundingRate": "Infinity"},
+        {"fundingTime": SETTLED_MS, "fundingRate": 0.0001},
+        {"fundingTime": 0, "fundingRate": "0.0001"},
+    ],
+)
+def test_a_binance_row_that_is_no_settlement_is_a_bad_message(row: object) -> None:
+    with pytest.raises(BadMessage, match="BINANCE_FUTURES BTCUSDT"):
+        binance_futures_rest.parse_settlements([row], BINANCE)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        None,
+        {"fundingRateTimestamp": SETTLED_MS, "fundingRate": "0.0001"},
+        {"fundingRateTimestamp": "soon", "fundingRate": "0.0001"},
+        {"fundingRateTimestamp": str(SETTLED_MS), "fundingRate": ""},
+    ],
+)
+def test_a_bybit_row_that_is_no_settlement_is_a_bad_message(row: object) -> None:
+    with pytest.raises(BadMessage, match="BYBIT BTCUSDT"):
+        bybit_rest.parse_settlements([row], BYBIT)
+
+
+def test_a_special_rate_without_a_regular_one_is_left_out() -> None:
+    assert settlement_rows([Settled(SETTLED_MS, 0.1, special=True)], BINANCE, 0) == []
+
+
+@pytest.mark.parametrize(
+    ("distance_hours", "hours"), [(4, 4.0), (1, 1.0), (8, 8.0), (16, 8.0), (0, 8.0)]
+)
+def test_the_interval_is_the_distance_unless_a_settlement_is_missing_between(
+    distance_hours: int, hours: float
+) -> None:
+    before_ms = SETTLED_MS - distance_hours * HOUR_MS
+    assert interval_between(before_ms, SETTLED_MS, BINANCE) == hours
+
+
+def test_an_interval_changes_with_the_settlements() -> None:
+    hours = (0, 8, 12, 16)
+    rates = [Settled(SETTLED_MS + n * HOUR_MS, 0.0001) for n in hours]
+    rows = settlement_rows(rates, BINANCE, 0, before_ms=SETTLED_MS - 8 * HOUR_MS)
+    assert [row.interval_hours for row in rows] == [8.0, 8.0, 4.0, 4.0]

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from ingest.exchanges import EXCHANGES, bybit
 from ingest.exchanges import binance_futures as binance
-from ingest.supervision import Lane, Liveness
+from ingest.lanes import Lane, change_order
+from ingest.liveness import Liveness
 from marketdata.exchanges import CHANNELS_OF
 from marketdata.pairs import Market
 from tests.feeds import market
@@ -104,7 +105,7 @@ def test_bybit_linear_and_spot_have_connections_of_their_own() -> None:
     assert linear.silence_s == {"data": 10.0, "tickers": 10.0}
     assert spot.url == "wss://stream.bybit.com/v5/public/spot"
     assert spot.topics == ("kline.1.BTCUSDT", "tickers.BTCUSDT")
-    assert spot.silence_s == {"data": 90.0}
+    assert spot.silence_s == {"data": 90.0, "frames": 12.0}
 
 
 def test_bybit_spot_has_no_topic_for_channels_that_it_lacks() -> None:
@@ -134,6 +135,143 @@ def test_the_registry_says_which_channels_a_kind_of_market_has() -> None:
     assert adapter.channels_of(market("A/USDT", exchange="BYBIT"), ALL) == ("candles", "last_price")
     lanes = adapter.plan([market("A/USDT", exchange="BYBIT")], ["candles"], "ws://host:1")
     assert [lane.url for lane in lanes] == ["ws://host:1/v5/public/spot"]
+
+
+pairs = st.lists(names, max_size=450, unique=True).map(
+    lambda ids: [market(f"{id}/USDT:USDT") for id in ids]
+)
+
+
+def by_id(lanes: list[Lane]) -> dict[str, Lane]:
+    lanes_by_id = {lane.id: lane for lane in lanes}
+    assert len(lanes_by_id) == len(lanes)
+    return lanes_by_id
+
+
+def assert_stable(held: list[Lane], planned: list[Lane], fresh: list[Lane]) -> None:
+    """Wanted topics are there once, those that stay are where they were, the rest is untouched."""
+    wanted = {(lane.group, topic) for lane in fresh for topic in lane.topics}
+    topics = [(lane.group, topic) for lane in planned for topic in lane.topics]
+    assert len(topics) == len(set(topics))
+    assert set(topics) == wanted
+    assert all(lane.topics for lane in planned)
+    before = by_id(held)
+    for lane in by_id(planned).values():
+        old = before.pop(lane.id, None)
+        if old is not None:
+            staying = {topic for topic in old.topics if (old.group, topic) in wanted}
+            assert staying <= set(lane.topics)
+            assert (lane is old) == (set(lane.topics) == set(old.topics))
+    for gone in before.values():
+        assert not any((gone.group, topic) in wanted for topic in gone.topics)
+
+
+@given(pairs, pairs, pairs, st.sampled_from([ALL, ("candles",)]))
+def test_a_changed_plan_of_binance_moves_nothing_and_keeps_to_the_limits(
+    first: list[Market], second: list[Market], third: list[Market], channels: tuple[str, ...]
+) -> None:
+    held = binance.plan_lanes(first, channels)
+    for markets in ([*first, *second], second, [*third, *second[: len(second) // 2]]):
+        unique = list({one.id.lower(): one for one in markets}.values())
+        planned = binance.plan_lanes(unique, channels, held=held)
+        fresh = binance.plan_lanes(unique, channels)
+        for lane in planned:
+            assert len(url_of(lane)) <= 7_500
+            assert lane.streams <= 200
+        array = any("!markPrice@arr@1s" in lane.topics for lane in planned)
+        if array != any("!markPrice@arr@1s" in lane.topics for lane in fresh):
+            # The choice that was made is kept: then it is at least no worse in connections.
+            assert array or len(planned) <= len(held)
+            assert_all_pairs(unique, channels, planned)
+        elif any("!markPrice@arr@1s" in lane.topics for lane in held) == array:
+            assert_stable(held, planned, fresh)
+        held = planned
+
+
+def assert_all_pairs(markets: list[Market], channels: tuple[str, ...], planned: list[Lane]) -> None:
+    topics = [topic for lane in planned for topic in lane.topics]
+    assert len(topics) == len(set(topics))
+    for one in markets:
+        assert f"{one.id.lower()}@kline_1m" in topics
+        if channels == ALL:
+            assert {f"{one.id.lower()}@markPrice@1s", "!markPrice@arr@1s"} & set(topics)
+
+
+bybit_pairs = st.lists(
+    st.tuples(st.integers(0, 900), st.sampled_from(["/USDT:USDT", "/USDT"])),
+    max_size=300,
+    unique=True,
+).map(lambda some: [market(f"C{n}{rest}", exchange="BYBIT") for n, rest in some])
+
+
+@given(bybit_pairs, bybit_pairs)
+def test_a_changed_plan_of_bybit_moves_nothing_and_keeps_to_the_limits(
+    first: list[Market], second: list[Market]
+) -> None:
+    held = bybit.plan_lanes(first, ALL)
+    planned = bybit.plan_lanes(second, ALL, held=held)
+    assert all(sum(map(len, lane.topics)) <= 21_000 for lane in planned)
+    assert all(lane.streams <= 400 for lane in planned)
+    assert_stable(held, planned, bybit.plan_lanes(second, ALL))
+
+
+def test_the_same_pairs_are_the_very_same_lanes() -> None:
+    held = binance.plan_lanes(perpetuals(450), ALL)
+    planned = binance.plan_lanes(perpetuals(450)[::-1], ALL, held=held)
+    assert all(lane is old for lane, old in zip(planned, held, strict=True))
+
+
+def test_a_new_pair_goes_where_room_is_and_only_its_connection_changes() -> None:
+    held = binance.plan_lanes(perpetuals(450), ["candles"])
+    first, second, third = binance.plan_lanes(perpetuals(451), ["candles"], held=held)
+    assert first is held[0]
+    assert second is held[1]
+    assert third.id == held[2].id
+    assert third.topics == (*held[2].topics, "c450usdt@kline_1m")
+
+
+def test_a_new_pair_takes_the_place_of_one_that_is_gone() -> None:
+    held = binance.plan_lanes(perpetuals(450), ["candles"])
+    markets = [*perpetuals(250)[1:], *perpetuals(451)[250:]]
+    first, second, third = binance.plan_lanes(markets, ["candles"], held=held)
+    assert "c450usdt@kline_1m" in first.topics
+    assert second is held[1]
+    assert third is held[2]
+
+
+def test_a_lane_with_nothing_left_is_gone_and_its_id_is_free_again() -> None:
+    held = binance.plan_lanes(perpetuals(450), ["candles"])
+    rest = perpetuals(450)[200:]
+    planned = binance.plan_lanes(rest, ["candles"], held=held)
+    assert planned == held[1:]
+    more = binance.plan_lanes([*rest, *perpetuals(700)[450:]], ["candles"], held=planned)
+    assert [lane.id for lane in more] == ["market-2", "market-3", "market-1"]
+
+
+def test_marks_by_pair_stay_so_while_they_fit_and_then_come_all_together() -> None:
+    held = binance.plan_lanes(perpetuals(98), ALL)
+    (lane,) = held = binance.plan_lanes(perpetuals(100), ALL, held=held)
+    assert lane.streams == 200
+    (lane,) = held = binance.plan_lanes(perpetuals(101), ALL, held=held)
+    assert lane.streams == 102
+    assert "!markPrice@arr@1s" in lane.topics
+    (lane,) = binance.plan_lanes(perpetuals(20), ALL, held=held)
+    assert "!markPrice@arr@1s" in lane.topics
+
+
+def test_what_gains_changes_before_what_only_loses() -> None:
+    def lane(id: str, *topics: str) -> Lane:
+        return Lane(id, "ws://x", topics, {})
+
+    held = [lane("x-1", "a", "marks.a"), lane("x-2", "b", "marks.b"), lane("x-3", "c")]
+    planned = [
+        lane("x-1", "a"),
+        lane("x-2", "b", "all"),
+        lane("x-3", "c"),
+        lane("x-4", "d"),
+    ]
+    order = [lane.id for lane in change_order(held, planned)]
+    assert order == ["x-4", "x-2", "x-1"]
 
 
 def liveness(**silence_s: float) -> Liveness:
@@ -172,3 +310,43 @@ def test_thirty_seconds_of_data_are_healthy(seconds: int, healthy: bool) -> None
     assert judged.data("candles", 1_014_000)
     assert not judged.data("candles", 1_014_000 + seconds * 1_000)
     assert judged.healthy is healthy
+
+
+def test_a_peer_that_answers_nothing_is_missed_before_its_data() -> None:
+    judged = liveness(data=90.0, frames=12.0)
+    judged.data("candles", 1_000_000)
+    for now_ms in range(1_000_000, 1_030_000, 5_000):
+        judged.frame(now_ms)
+        assert not judged.silent(now_ms)
+    assert judged.overdue(1_037_000) is None
+    assert judged.overdue(1_037_001) == "no frames for 12 s"
+    assert judged.silent(1_037_001)
+
+
+def test_one_kind_that_stays_away_is_no_silence() -> None:
+    judged = liveness(data=10.0, marks=10.0, candles=90.0)
+    for now_ms in range(1_000_000, 1_091_000, 1_000):
+        judged.data("marks", now_ms)
+    assert judged.overdue(1_090_500) == "no candles for 90 s"
+    assert not judged.silent(1_090_500)
+    assert judged.silent(1_101_000)
+
+
+def test_a_connection_is_complete_with_every_kind_that_it_must_bring() -> None:
+    judged = liveness(data=10.0, marks=10.0, candles=90.0)
+    judged.data("marks", 1_001_000)
+    assert not judged.complete
+    judged.data("candles", 1_002_000)
+    assert judged.complete
+
+
+def test_a_new_connection_need_not_bring_what_the_old_one_does_not_bring_either() -> None:
+    lane = Lane("x-1", "ws://x", (), {"data": 10.0, "marks": 10.0, "candles": 90.0})
+    old, new = Liveness(lane, 0), Liveness(lane, 60_000)
+    old.data("candles", 50_000)
+    old.data("marks", 61_000)
+    assert not new.as_good_as(old)
+    new.data("marks", 62_000)
+    assert new.as_good_as(old)
+    old.data("candles", 63_000)
+    assert not new.as_good_as(old)

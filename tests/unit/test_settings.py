@@ -14,6 +14,7 @@ from marketdata.config import load_config, parse_config
 from marketdata.errors import ConfigError
 from marketdata.fields import VIEWS
 from marketdata.settings import (
+    CaptureSettings,
     InfluxStore,
     RedisPairs,
     Section,
@@ -38,8 +39,8 @@ def parse(text: str, **environ: str) -> Settings:
 
 def commented_out(text: str) -> str:
     """The settings of the sample that need a server, as if their `#` were gone."""
-    blocks = re.findall(r"^#(?:store|redis):\n(?:#  .*\n)+", text, re.MULTILINE)
-    assert len(blocks) == 2
+    blocks = re.findall(r"^#(?:store|redis|capture):\n(?:#  .*\n)+", text, re.MULTILINE)
+    assert len(blocks) == 3
     return re.sub(r"^#", "", "".join(blocks), flags=re.MULTILINE)
 
 
@@ -203,6 +204,7 @@ def test_the_parts_of_the_sample_that_are_commented_out_are_right() -> None:
     assert isinstance(settings.store, InfluxStore)
     assert settings.store.ticks.bucket == "market_data_ticks"
     assert settings.redis is not None
+    assert settings.capture == CaptureSettings(path=Path("/srv/md/var/capture"))
 
 
 @pytest.mark.parametrize(("path", "section"), list(sections()))
