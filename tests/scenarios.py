@@ -1,6 +1,7 @@
 """What tests of whole scenarios share: a clock to hurry with, and questions to a store."""
 
 import time
+from typing import Any
 
 from ingest.clock import Clock
 from ingest.simulator.market import Market
@@ -44,13 +45,14 @@ class Scene:
         self.clock = simulator.clock
         self.pairs = pairs
         self.settings = configuration(simulator, folder, port, pairs=pairs, extra=extra)
-        self.service = None
+        self.service: Any = None
 
     def where(self):
         return [(exchange, pair) for exchange, some in self.pairs.items() for pair in some]
 
     def rows(self, measurement, where, since_ms=0, until_ms=2**53):
-        return stored(self.settings, measurement, *where, since_ms, until_ms)
+        exchange, pair = where
+        return stored(self.settings, measurement, exchange, pair, since_ms, until_ms)
 
     def exchange(self, name):
         return self.service.status()["exchanges"][name]

@@ -139,3 +139,26 @@ async def test_the_monitor_tells_the_same_state_as_json_health_and_metrics(
     assert status["dropped"] == {}
     assert "ingest_fresh 1.0" in metrics
     assert 'ingest_connections{exchange="BINANCE_FUTURES",state="live"} 1.0' in metrics
+
+
+async def test_exchanges_join_and_leave_without_a_restart(simulator, tmp_path, free_port):
+    both = configuration(simulator, tmp_path, free_port)
+    one = configuration(
+        simulator, tmp_path, free_port, pairs={"BINANCE_FUTURES": PAIRS["BINANCE_FUTURES"]}
+    )
+    asked = iter([both, one])
+    async with running(one, simulator.clock, reload=lambda: next(asked)) as service:
+        binance = service.status()["exchanges"]["BINANCE_FUTURES"]["connections"]
+        service.reconcile_soon()
+        await eventually(
+            lambda: service.status()["exchanges"].get("BYBIT", {}).get("state") == "live",
+            30,
+            "the second exchange live",
+        )
+        await eventually(
+            lambda: stored(one, "ohlcv_3m", "BYBIT", "BTC/USDT:USDT"), 30, "its history"
+        )
+        service.reconcile_soon()
+        await eventually(lambda: "BYBIT" not in service.status()["exchanges"], 30, "it is gone")
+        after = service.status()["exchanges"]["BINANCE_FUTURES"]["connections"]
+        assert [lane["opened_ms"] for lane in after] == [lane["opened_ms"] for lane in binance]

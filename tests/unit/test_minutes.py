@@ -13,7 +13,7 @@ T0 = 1_790_000_100_000 - 1_790_000_100_000 % CANDLE_MS
 
 class Watched:
     def __init__(self):
-        self.books = defaultdict(CandleBook)
+        self.books: defaultdict[tuple[str, str], CandleBook] = defaultdict(CandleBook)
         self.freshness = Freshness(lambda pair, channel: "lane")
         self.freshness.follow({PAIR: ["candles"]}, T0)
         self.freshness.connection("lane", up=True, now_ms=T0 - 1)

@@ -1,12 +1,14 @@
 """The sentinel with lanes and an exchange that do what a test says."""
 
 from types import SimpleNamespace
+from typing import cast
 
 from ingest.clock import Clock
+from ingest.exchanges.rest_base import ExchangeRest
 from ingest.lanes import LaneStatus
 from ingest.sentinel import Sentinel
 from marketdata.errors import ExchangeRefused, ExchangeUnavailable, RateLimited
-from marketdata.schema import MarkPrice
+from marketdata.schema import MarkPrice, State
 
 T0 = 1_790_000_000_000
 PAIRS = ("BTC/USDT:USDT", "ETH/USDT:USDT")
@@ -23,7 +25,7 @@ class StandingClock(Clock):
 
 class Lanes:
     def __init__(self):
-        self.state = "live"
+        self.state: State = "live"
         self.rotated = []
 
     def lane_of(self, pair, channel):
@@ -51,7 +53,8 @@ class Rest:
 class Watched:
     def __init__(self, *, others=True):
         self.clock, self.lanes, self.rest = StandingClock(), Lanes(), Rest()
-        self.sentinel = Sentinel("X", self.rest, lambda: self.lanes, lambda: others, self.clock)
+        rest = cast(ExchangeRest, self.rest)
+        self.sentinel = Sentinel("X", rest, lambda: self.lanes, lambda: others, self.clock)
         self.sentinel.freshness.follow({pair: ["mark_price"] for pair in PAIRS}, T0)
 
     def after(self, seconds, *pairs):
