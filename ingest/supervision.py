@@ -20,10 +20,8 @@ from ingest.backoff import Backoff, Gate, Uniform
 from ingest.clock import Clock
 from ingest.lanes import Lane, LaneStatus, change_order
 from ingest.logs import OncePerOutage
-from ingest.opening import BadMessages, End, LaneFeed, Leaving, Opening
+from ingest.opening import End, LaneFeed, Leaving, Opening
 from marketdata.schema import State
-
-__all__ = ["BadMessages", "Lane", "LaneFeed", "LaneStatus", "LaneSupervisor", "Lanes"]
 
 log = structlog.get_logger()
 
