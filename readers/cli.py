@@ -57,6 +57,17 @@ def _exit_code(error: MarketDataError) -> int:
     return WRONG_USE if isinstance(error, ConfigError | UnknownPair) else NOT_THERE
 
 
+class _Name(click.ParamType):
+    """A name that a store can be asked for; the shell may hand over any bytes."""
+
+    name = "text"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not value.isprintable():
+            self.fail(f"{value!r} is no name", param, ctx)
+        return value
+
+
 def _config_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--config",
@@ -68,7 +79,7 @@ def _config_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
-        click.option("--exchange", help="Left out: the configuration's first."),
+        click.option("--exchange", type=_Name(), help="Left out: the configuration's first."),
         click.option(
             "--format",
             "layout",
@@ -97,7 +108,7 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("pair")
+@click.argument("pair", type=_Name())
 @click.option("--timeframe", default="3m", show_default=True, callback=_timeframe)
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True)
 @_reading_options
@@ -124,7 +135,7 @@ def ohlcv(
 
 
 @main.command()
-@click.argument("pairs", nargs=-1)
+@click.argument("pairs", nargs=-1, type=_Name())
 @click.option("--all", "everything", is_flag=True, help="Every pair of the exchange.")
 @_reading_options
 def funding(
@@ -152,7 +163,7 @@ def funding(
 
 
 @main.command()
-@click.argument("pairs", nargs=-1, required=True)
+@click.argument("pairs", nargs=-1, required=True, type=_Name())
 @_reading_options
 def mark(
     pairs: tuple[str, ...],

@@ -25,6 +25,7 @@ from ingest.exchanges.rest_base import (
     mark_candle,
     next_candle,
     next_minute,
+    require_within,
     server_time_ms,
     settled_rate,
     settlement_rows,
@@ -125,6 +126,7 @@ class BinanceFuturesRest:
                 weight=klines_weight(rows),
             )
             klines = parse_klines(answer.body, market, server_ms)
+            require_within((kline.minute_ms for kline in klines), minute_ms, page_end_ms)
             yield MinutesPage(klines, minute_ms, page_end_ms, server_ms)
             minute_ms = page_end_ms
 
@@ -146,6 +148,7 @@ class BinanceFuturesRest:
                 limit=FUNDING.name,
             )
             rates = parse_settlements(answer.body, market)
+            require_within((rate.time_ms for rate in rates), asked_ms, end_ms)
             full = len(rates) >= SETTLEMENTS_PAGE
             if full:
                 # A special rate of the last minute may stand on the next page.
@@ -180,7 +183,9 @@ class BinanceFuturesRest:
                 },
                 weight=klines_weight(rows),
             )
-            yield parse_mark_candles(answer.body, market, server_ms)
+            candles = parse_mark_candles(answer.body, market, server_ms)
+            require_within((candle.time for candle in candles), open_ms, page_end_ms)
+            yield candles
             open_ms = page_end_ms
 
     def cost(self, measurement: str, market: Market) -> Cost:

@@ -25,6 +25,7 @@ from ingest.exchanges.rest_base import (
     milliseconds,
     next_candle,
     next_minute,
+    require_within,
     server_time_ms,
     settled_rate,
     settlement_rows,
@@ -144,6 +145,7 @@ class BybitRest:
             page_end_ms = min(asked_end_ms, server_ms - server_ms % MINUTE_MS)
             if page_end_ms > minute_ms:
                 klines = parse_klines(_list(answer), market, server_ms)
+                require_within((kline.minute_ms for kline in klines), minute_ms, page_end_ms)
                 yield MinutesPage(klines, minute_ms, page_end_ms, server_ms)
             if page_end_ms < asked_end_ms:
                 return
@@ -181,6 +183,7 @@ class BybitRest:
                 },
             )
             page = parse_settlements(_list(answer), market)
+            require_within((rate.time_ms for rate in page), start_ms, end_ms)
             rates = page + rates
             if len(page) < SETTLEMENTS_PAGE:
                 break
@@ -206,7 +209,9 @@ class BybitRest:
             )
             # As with minutes: no open candle passes.
             server_ms = _time_ms(answer) - (answer.received_ms - answer.sent_ms)
-            yield parse_mark_candles(_list(answer), market, server_ms)
+            candles = parse_mark_candles(_list(answer), market, server_ms)
+            require_within((candle.time for candle in candles), open_ms, page_end_ms)
+            yield candles
             if server_ms < page_end_ms:
                 return
             open_ms = page_end_ms

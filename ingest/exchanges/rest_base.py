@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from math import isfinite
 from typing import NamedTuple, Protocol
@@ -123,6 +123,19 @@ def milliseconds(text: str) -> int:
     return int(text) if text.isdecimal() and len(text) <= 15 else 0
 
 
+def require_within(times: Iterable[int], start_ms: int, end_ms: int) -> None:
+    """Check that an answer has what was asked for only: start_ms <= time < end_ms.
+
+    Raises
+    ------
+    BadMessage
+        It has other times, so what it lacks proves nothing.
+    """
+    for time_ms in times:
+        if not start_ms <= time_ms < end_ms:
+            raise BadMessage(f"an answer for {start_ms} to {end_ms} has a row of {time_ms}")
+
+
 def next_minute(time_ms: int) -> int:
     """The first start of a minute from `time_ms` on.
 
@@ -204,8 +217,8 @@ def kline(
         or min(numbers) < 0
     ):
         raise BadMessage(
-            f"{market.exchange} {market.id}: minute {minute_ms}, prices {prices}, "
-            f"volumes {volumes}, trades {trades}; expected the start of a minute, prices above 0, "
+            f"{market.exchange} {market.id}: minute {minute_ms}, prices {prices!s:.200}, "
+            f"volumes {volumes!s:.200}, trades {trades}; expected the start of a minute, prices above 0, "
             f"the others from 0 up"
         )
     open_, high, low, close, volume, quote_volume = numbers
@@ -237,7 +250,7 @@ def mark_candle(market: Market, open_ms: int, prices: Sequence[object]) -> Mark3
     numbers = _decimals(prices)
     if numbers is None or not _starts(open_ms, CANDLE_MS) or float(min(numbers)) <= 0:
         raise BadMessage(
-            f"{market.exchange} {market.id}: mark candle {open_ms}, prices {prices}; "
+            f"{market.exchange} {market.id}: mark candle {open_ms}, prices {prices!s:.200}; "
             f"expected the start of a 3-minute candle and prices above 0"
         )
     open_, high, low, close = map(float, numbers)
@@ -284,7 +297,7 @@ def settled_rate(market: Market, time_ms: int, text: object, *, special: bool = 
     numbers = _decimals((text,))
     if numbers is None or not MINUTE_MS <= time_ms < LATEST_MS:
         raise BadMessage(
-            f"{market.exchange} {market.id}: settled {text!r} at {time_ms}, "
+            f"{market.exchange} {market.id}: settled {text!r:.200} at {time_ms}, "
             f"expected a rate and a time in ms"
         )
     return Settled(time_ms - time_ms % MINUTE_MS, float(numbers[0]), special)
