@@ -117,7 +117,9 @@ def run_service(rate: int, seconds: float, *, probed: bool) -> Figures:
         told = stats(port)
         committed = orjson.loads(notes.read_bytes()) if probed else []
         return figures._replace(
-            **dict(zip(("p50_ms", "p99_ms", "probes"), latencies(committed, told, rate), strict=True)),
+            **dict(
+                zip(("p50_ms", "p99_ms", "probes"), latencies(committed, told, rate), strict=True)
+            ),
             dropped=dropped,
             sent=told["sent"],
             sender_late_ms=told["late_ms"],

@@ -21,7 +21,7 @@ from ingest.capture import Capture, Frame, open_captures
 from ingest.capture_files import member, segment_name
 from ingest.exchanges import EXCHANGES
 from ingest.replaying import replay_capture
-from marketdata.errors import ConfigError, MarketDataError
+from marketdata.errors import ConfigError
 from tests.feeds import MINUTE_MS, binance_kline, binance_mark, bybit_kline, bybit_row, bybit_ticker
 from tests.fuzz.mutation import damaged_bytes, damaged_value, fuzzed
 
@@ -176,9 +176,8 @@ def test_a_damaged_capture_is_replayed_to_its_end(whole: Path) -> None:
             since = data.draw(st.sampled_from([None, (START_S + 4) * 1000]))
             try:
                 counts = asyncio.run(replay_capture(folder, Path(name) / "db", since_ms=since))
-            except MarketDataError as error:
-                assert isinstance(error, ConfigError)  # no names of markets, no frames
-                return
+            except ConfigError:
+                return  # no names of markets, no frames: it says so
             replayed += 1
             for exchange in {*EXCHANGES} - {path.name.partition(".")[0]}:
                 assert counts[exchange]["mark_price"] >= SECONDS // 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from ingest.exchanges.bybit import Bybit
 from ingest.model import Event, Kline
 from marketdata.pairs import Market
 from marketdata.schema import Channel, FundingRate, LastPrice, MarkPrice
-from tests.feeds import RECEIVED_S, Recorder, binance_mark, bybit_ticker, market
+from tests.feeds import RECEIVED_S, Recorder, binance_mark, bybit_ticker, done, market
 from tests.fuzz.mutation import EXAMPLES, Samples, damaged_json, fuzzed
 from tests.fuzz.sound import assert_sound
 from tests.recorded import RECORDED
@@ -80,12 +80,12 @@ class Session:
         url = "ws://127.0.0.1/v5/public/linear"
         topics = ["tickers.BTCUSDT", "tickers.ETHUSDT", "kline.1.BTCUSDT"]
         self.connection = QuietConnection(url, "fuzz", Clock(), topics=topics)
-        run(self.feed.subscribe(self.connection))
+        done(self.feed.subscribe(self.connection))
 
     def handle(self, message: bytes) -> Exception | None:
         """What the message is refused with, if it is."""
         try:
-            run(self.feed.message_handler(message, self.connection, RECEIVED_S))
+            done(self.feed.message_handler(message, self.connection, RECEIVED_S))
         except Exception as error:  # as the reader of a connection does
             return error
         return None
@@ -105,15 +105,6 @@ MARKETS: dict[str, list[Market]] = {
     ],
 }
 FRAMES = {"BINANCE_FUTURES": Samples(binance_frames()), "BYBIT": Samples(bybit_frames())}
-
-
-def run(work: Coroutine[Any, Any, Any]) -> Any:
-    """Handling a message waits for nothing."""
-    try:
-        work.send(None)
-    except StopIteration as done:
-        return done.value
-    raise AssertionError("a message that is waited for")
 
 
 def whole(frames: Samples) -> st.SearchStrategy[bytes]:
