@@ -1,4 +1,4 @@
-"""The order in which rows leave the outbox: by shelves, the newest first, what is set aside later."""
+"""The order in which rows leave the outbox: by shelves, the newest first."""
 
 from __future__ import annotations
 
