@@ -3,8 +3,8 @@
 A parcel is taken, written and settled; it stays in the outbox until the store has answered. What
 went wrong decides what happens next, by type:
 
-* `BatchFailed` (500, cut off, no answer): the parcel's shelf is set aside with a full-jitter back-off
-  of its own, capped at 30 s, and the others are tried. Where every shelf fails, the store is down.
+* `BatchFailed` (500, cut off, no answer): the parcel's shelf is set aside for a back-off of its own
+  (full jitter, capped at 30 s) and the others are tried. Where all fail, the store is down.
 * `StoreUnavailable` (no connection, 429, 503, locked, the disk is full): the store is down. Tried
   again after such a back-off, and not before the time that the store itself named.
 * `StoreRefused` (wrong token, no bucket, damaged file): sending stops, with one alarm in the log.
