@@ -42,7 +42,6 @@ class Delivery:
     """Owns the way from one outbox to one sink; `run` is its task.
 
     `accepted` and `rejected` count rows since the start; `error` is what keeps the store "down".
-    `aside` is how many shelves fail while others are stored.
     """
 
     def __init__(self, outbox: Outbox, sink: Sink, clock: Clock) -> None:
@@ -72,6 +71,7 @@ class Delivery:
 
     @property
     def aside(self) -> int:
+        """How many shelves fail while others are stored."""
         return self._shelves.alone
 
     async def drain(self, timeout_s: float) -> bool:
@@ -89,37 +89,36 @@ class Delivery:
         return self._outbox.depth().rows == 0
 
     async def _deliver_one(self) -> None:
-        parcel = await self._take()
+        now_ms = self._clock.monotonic_ms()
+        parcel = await self._take(now_ms)
         if parcel is None:
-            await self._all_aside()
+            await self._all_aside(now_ms)
             return
         started_s = time.perf_counter()
         try:
             settled = await self._sink.write(parcel.batch)
         except BatchFailed as error:
-            self._cause = error
-            self._shelves.failed(parcel.shelf, parcel.rows, self._clock.monotonic_ms())
-            if self.state == "down" or self._shelves.doubted >= DOUBTED_SHELVES:
-                self._fell(error)
+            self._failed(parcel, error)
             return
         # The world's seconds: a store is as fast as it is, whatever the service's clock shows.
         self._size.took(parcel.rows, time.perf_counter() - started_s)
         await self._outbox.settle(parcel, settled)
         self._count(settled)
-        self._rose(parcel)
+        self._shelves.stored(parcel.shelf)
+        self._rose()
 
-    async def _take(self) -> Parcel | None:
-        aside = self._shelves.aside(self._clock.monotonic_ms())
+    async def _take(self, now_ms: int) -> Parcel | None:
+        aside = self._shelves.aside(now_ms)
         parcel = await self._outbox.take(self._size.rows, aside)
         if parcel is not None and parcel.rows > (most := self._shelves.most_rows(parcel.shelf)):
             return await self._outbox.take(most, aside)
         return parcel
 
-    async def _all_aside(self) -> None:
+    async def _all_aside(self, now_ms: int) -> None:
         """Nothing waits that might be tried now: wait for a shelf's turn, or for new rows."""
         if self.state == "live" and self._cause is not None and self._shelves.doubted:
             self._fell(self._cause)
-        wait_ms = self._shelves.wait_ms(self._clock.monotonic_ms())
+        wait_ms = self._shelves.wait_ms(now_ms)
         if wait_ms is not None:
             await self._clock.sleep(min(LOOK_S, wait_ms / 1000))
 
@@ -136,15 +135,21 @@ class Delivery:
                 reason=first.reason,
             )
 
-    def _rose(self, parcel: Parcel) -> None:
-        for shelf in self._shelves.stored(parcel.shelf):
+    def _failed(self, parcel: Parcel, error: BatchFailed) -> None:
+        self._cause = error
+        shelf = parcel.shelf
+        if self._shelves.failed(shelf, parcel.rows, self._clock.monotonic_ms()):
             log.warning(
                 "shelf_set_aside",
                 sink=self._sink.name,
                 ticks=shelf.tick,
                 shard=shelf.shard,
-                cause=str(self._cause),
+                cause=str(error),
             )
+        if self.state == "down" or self._shelves.doubted >= DOUBTED_SHELVES:
+            self._fell(error)
+
+    def _rose(self) -> None:
         if self.state == "down":
             log.info("store_live", sink=self._sink.name)
             self._shelves.release(self._clock.monotonic_ms())

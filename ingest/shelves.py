@@ -23,11 +23,15 @@ MOST_ROWS = 5_000
 
 @dataclass(slots=True)
 class _Aside:
-    """A shelf whose last parcel failed; `alone` once another one was stored after that."""
+    """A shelf whose last parcel failed.
+
+    `doubted` until another one was stored after that; if it fails again then, it fails `alone`.
+    """
 
     backoff: Backoff
     due_ms: int
     most_rows: int
+    doubted: bool = True
     alone: bool = False
 
 
@@ -35,18 +39,20 @@ class Shelves:
     """Which shelves have failed, and when each is tried again.
 
     A shelf whose parcel failed is set aside for a back-off of its own, and the others are tried.
-    Once one of those is stored, it is known that the failure is the shelf's and not the store's.
+    If it fails again after one of those was stored, the fault is the shelf's and not the store's.
 
     >>> from ingest.outbox_file import Shelf
     >>> old, new = Shelf(False, 1), Shelf(False, 2)
     >>> shelves = Shelves(uniform=lambda low, high: high)
     >>> shelves.failed(new, rows=400, now_ms=0)
+    False
     >>> shelves.aside(now_ms=0), shelves.doubted, shelves.most_rows(new)
     ({Shelf(tick=False, shard=2)}, 1, 200)
     >>> shelves.stored(old)
-    [Shelf(tick=False, shard=2)]
-    >>> shelves.doubted, shelves.wait_ms(now_ms=0), shelves.aside(now_ms=500)
-    (0, 500, set())
+    >>> shelves.doubted, shelves.aside(now_ms=500)
+    (0, set())
+    >>> shelves.failed(new, rows=200, now_ms=500), shelves.alone, shelves.wait_ms(now_ms=500)
+    (True, 1, 1000)
     """
 
     def __init__(self, uniform: Uniform = random.uniform) -> None:
@@ -60,7 +66,7 @@ class Shelves:
     @property
     def doubted(self) -> int:
         """How many have failed since anything was stored: the store itself may be at fault."""
-        return sum(not aside.alone for aside in self._failed.values())
+        return sum(aside.doubted for aside in self._failed.values())
 
     @property
     def alone(self) -> int:
@@ -73,26 +79,34 @@ class Shelves:
         return MOST_ROWS if aside is None else aside.most_rows
 
     def wait_ms(self, now_ms: int) -> int | None:
-        """Milliseconds until the next of them is tried again; None where none has failed."""
-        due_ms = min((aside.due_ms for aside in self._failed.values()), default=None)
-        return None if due_ms is None else max(0, due_ms - now_ms)
+        """Nothing waits on other shelves: milliseconds until the first of these is tried again.
 
-    def failed(self, shelf: Shelf, rows: int, now_ms: int) -> None:
-        """A parcel of `rows` rows wasn't stored, for a reason that may lie in the parcel."""
+        None where none is set aside. Those whose time has come have no rows any more.
+        """
+        self._failed = {n: aside for n, aside in self._failed.items() if aside.due_ms > now_ms}
+        due_ms = min((aside.due_ms for aside in self._failed.values()), default=None)
+        return None if due_ms is None else due_ms - now_ms
+
+    def failed(self, shelf: Shelf, rows: int, now_ms: int) -> bool:
+        """A parcel of `rows` rows wasn't stored, for a reason that may lie in the parcel.
+
+        True where this shows, for the first time, that the shelf fails alone.
+        """
         aside = self._failed.get(shelf)
         if aside is None:
             backoff = Backoff(BACKOFF_FIRST_S, BACKOFF_MAX_S, self._uniform)
             aside = self._failed[shelf] = _Aside(backoff, now_ms, MOST_ROWS)
         aside.due_ms = now_ms + int(1000 * aside.backoff.next_s())
         aside.most_rows = max(LEAST_ROWS, min(aside.most_rows, rows) // 2)
+        shown = not aside.doubted and not aside.alone
+        aside.alone = aside.alone or shown
+        return shown
 
-    def stored(self, shelf: Shelf) -> list[Shelf]:
-        """A parcel was stored; the shelves of which it is known by now that they fail alone."""
+    def stored(self, shelf: Shelf) -> None:
+        """A parcel was stored: the store works."""
         self._failed.pop(shelf, None)
-        found = [shelf for shelf, aside in self._failed.items() if not aside.alone]
-        for doubted in found:
-            self._failed[doubted].alone = True
-        return found
+        for aside in self._failed.values():
+            aside.doubted = False
 
     def release(self, now_ms: int) -> None:
         """The store is back: all of them may be tried, the fault may have been its own."""
