@@ -90,6 +90,9 @@ def _store_metrics(status: Mapping[str, Any]) -> Iterator[Metric]:
     if status["redis"]["state"] is not None:
         up.add_metric(["redis"], float(status["redis"]["state"] == "live"))
     yield up
+    aside = GaugeMetricFamily("ingest_shelves_aside", "Shelves that fail while others are stored")
+    aside.add_metric([], store["aside"])
+    yield aside
     waiting = GaugeMetricFamily("ingest_outbox_rows", "Rows that the store doesn't have yet")
     waiting.add_metric([], outbox["rows"])
     yield waiting

@@ -6,13 +6,13 @@ import fcntl
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import orjson
 
@@ -25,6 +25,7 @@ SCHEMA_VERSION = 1
 SHARD_MS = 30 * 86_400_000
 """A parcel never crosses a multiple of this: InfluxDB's shards are as long, or divide it."""
 ENTRY_ROWS = 1_000
+_AFTER_ALL = 2**62
 THINNED_FIRST = ("mark_price", "funding_rate", "last_price")
 """At the bound these go, in this order, oldest first; nothing else ever does."""
 QUARANTINED_TICKS = 10_000
@@ -55,10 +56,18 @@ _TABLES = (
 )
 
 
+class Shelf(NamedTuple):
+    """Where a row waits: with the ticks or with the rest, by its shard of time."""
+
+    tick: bool
+    shard: int
+
+
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """Pending rows that go to the store together: all ticks or none, of one shard of time."""
+    """Pending rows that go to the store together, all of one shelf."""
 
+    shelf: Shelf
     entries: tuple[int, ...]
     rows: int
     bytes: int
@@ -141,30 +150,29 @@ class OutboxFile:
             connection.executemany("DELETE FROM entries WHERE id = ?", doomed)
         return thinned
 
-    def take(self, max_rows: int) -> Parcel | None:
-        """The oldest pending rows, up to `max_rows` or one entry; the same again until settled."""
+    def take(self, max_rows: int, skip: Collection[Shelf] = ()) -> Parcel | None:
+        """Pending rows of the first shelf not in `skip`, up to `max_rows` or one entry."""
         with self._database.transaction() as connection:
-            oldest = connection.execute(
-                "SELECT tick, shard FROM entries ORDER BY id LIMIT 1"
-            ).fetchone()
-            if oldest is None:
+            shelf = next((found for found in _shelves(connection) if found not in skip), None)
+            if shelf is None:
                 return None
-            entries: list[int] = []
-            batch: dict[str, list[Row]] = {}
-            total = size = 0
+            taken: list[tuple[int, str, bytes]] = []
+            total = 0
             for entry, measurement, rows, payload in connection.execute(
                 "SELECT id, measurement, rows, payload FROM entries WHERE tick = ? AND shard = ?"
-                " ORDER BY id",
-                oldest,
+                f" ORDER BY id {'DESC' if shelf.tick else ''}",
+                shelf,
             ):
-                if entries and total + rows > max_rows:
+                if taken and total + rows > max_rows:
                     break
-                entries.append(entry)
+                taken.append((entry, measurement, payload))
                 total += rows
-                size += len(payload)
-                batch.setdefault(measurement, []).extend(self._decode(measurement, payload))
+        batch: dict[str, list[Row]] = {}
+        for _, measurement, payload in sorted(taken):
+            batch.setdefault(measurement, []).extend(self._decode(measurement, payload))
+        entries = tuple(entry for entry, _, _ in taken)
         self._in_flight = frozenset(entries)
-        return Parcel(tuple(entries), total, size, batch)
+        return Parcel(shelf, entries, total, sum(len(payload) for *_, payload in taken), batch)
 
     def settle(self, parcel: Parcel, settled: Settled, now_ms: int) -> None:
         """Forget the parcel; what was rejected goes to the quarantine, in the same transaction."""
@@ -242,6 +250,19 @@ def _entries(
             part = of_shard[start : start + ENTRY_ROWS]
             times = [row.time for row in part]
             yield now_ms, name, tick, shard, min(times), max(times), len(part), _encode(part)
+
+
+def _shelves(connection: sqlite3.Connection) -> Iterator[Shelf]:
+    """The shelves with rows on them: without ticks first, newer before older."""
+    for tick in (False, True):
+        # One look into the index for each shelf: DISTINCT would read all of a long backlog.
+        before = _AFTER_ALL
+        while found := connection.execute(
+            "SELECT shard FROM entries WHERE tick = ? AND shard < ? ORDER BY shard DESC LIMIT 1",
+            (tick, before),
+        ).fetchone():
+            (before,) = found
+            yield Shelf(tick, before)
 
 
 def _rows_with(head: bytes, payload: bytes) -> bytes:

@@ -317,6 +317,7 @@ class Service:
                 "state": self._delivery.state,
                 "accepted": self._delivery.accepted,
                 "rejected": self._delivery.rejected,
+                "aside": self._delivery.aside,
                 "error": self._delivery.error,
             },
             "outbox": {"rows": depth.rows, "bytes": depth.bytes, "oldest_ms": depth.oldest_ms},

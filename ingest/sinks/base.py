@@ -4,7 +4,8 @@
 
 * it returns `Settled`: each row is either in the store, and survives a power cut there, or rejected
   for a reason that lies in the row itself;
-* it raises `StoreUnavailable`: what became of the batch is unknown; keep it and write it again;
+* it raises `StoreUnavailable`: what became of the batch is unknown; keep it and write it again.
+  `BatchFailed` is that of one write, which may lie in the batch; any other is the whole store's;
 * it raises `StoreRefused`: the store takes nothing as things are (token, bucket, damaged file);
   keep it, and have someone look.
 """
