@@ -225,6 +225,10 @@ class Collector:
         """Messages and topics that could not be used, by kind."""
         return {} if self._feed is None else self._feed.dropped
 
+    def handshakes(self) -> tuple[int, bool]:
+        """How many were started, and whether another one may start now."""
+        return self._gate.starts, self._gate.wait_ms(self._parts.clock.monotonic_ms()) == 0
+
     def market(self, pair: str) -> Market | None:
         """The market of a pair that is collected."""
         return self._markets.get(pair)

@@ -11,6 +11,7 @@ start from the outbox is safer than half a service.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -28,7 +29,7 @@ from ingest.capture_writer import CaptureWriter
 from ingest.clock import Clock
 from ingest.collector import Parts
 from ingest.delivery import Delivery
-from ingest.display import plan_view, status_view
+from ingest.display import plan_view, status_line, status_view
 from ingest.fleet import Fleet
 from ingest.freshness import worst
 from ingest.hot import HotState
@@ -43,6 +44,7 @@ from ingest.sinks.redis import RedisSink
 from ingest.sinks.sqlite import SqliteSink
 from ingest.status import health_fields
 from ingest.ticks import Thinner
+from ingest.watchdog import CountedSink, Facts, Notifier, Progress, duties
 from marketdata.errors import ConfigError, StoreRefused, StoreUnavailable, TransientError
 from marketdata.settings import CaptureSettings, Settings
 from readers.sources import open_source
@@ -66,6 +68,8 @@ class Service:
     ----------
     reload
         Reads the configuration anew, for SIGHUP and for a changed file; None where it is fixed.
+    notifier
+        Tells a supervisor what the service is doing; left out: there is none.
 
     Attributes
     ----------
@@ -73,11 +77,18 @@ class Service:
         Set when every part is at work; `status` can be asked from then on.
     """
 
-    def __init__(self, settings: Settings, clock: Clock, reload: Reload | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock,
+        reload: Reload | None = None,
+        notifier: Notifier | None = None,
+    ) -> None:
         self._settings = settings
         self.started = asyncio.Event()
         self._clock = clock
         self._reload = reload
+        self._notifier = notifier or Notifier()
         self._reload_wanted = asyncio.Event()
         self._started_ms = clock.now_ms()
         self._inbox = Inbox()
@@ -120,12 +131,13 @@ class Service:
             stack.push_async_callback(runner.cleanup)
             async with asyncio.TaskGroup() as tasks, self._collecting(tasks):
                 self.started.set()
+                self._notifier.ready()
+                looking = [tasks.create_task(self._watch_itself(), name="watchdog")]
                 if console is not None and console.is_terminal:
-                    view = tasks.create_task(self._show(console), name="view")
-                    await stop.wait()
-                    view.cancel()
-                else:
-                    await stop.wait()
+                    looking.append(tasks.create_task(self._show(console), name="view"))
+                await stop.wait()
+                await _end(looking)
+                self._notifier.stopping()
                 log.info("stopping")
 
     async def _open(self, stack: AsyncExitStack) -> None:
@@ -150,7 +162,8 @@ class Service:
             stack.push_async_callback(redis.close)
             self._publish("redis", redis, streams=redis)
             self._redis = redis
-        self._delivery = Delivery(self._outbox, self._sink, self._clock)
+        self._counted = CountedSink(self._sink)
+        self._delivery = Delivery(self._outbox, self._counted, self._clock)
         self._pipeline = Pipeline(
             self._inbox,
             self._outbox,
@@ -252,11 +265,13 @@ class Service:
                     continue
             self._reload_wanted.clear()
             seen = _changed_ns(self._settings.source)
+            self._notifier.reloading(time.monotonic_ns())
             try:
                 settings = self._reload()
                 await self._reconcile(settings)
             except ConfigError as error:
                 log.error("reload_refused", cause=str(error), kept="the configuration in force")
+            self._notifier.ready()
 
     async def _reconcile(self, settings: Settings) -> None:
         fixed = self._settings.model_dump(exclude={"exchanges"})
@@ -284,6 +299,33 @@ class Service:
                 for name, collector in list(self._fleet.collectors.items()):
                     await self._redis.health(name, health_fields(collector.status(now_ms), now_ms))
             await self._clock.sleep(HEALTH_PERIOD_S)
+
+    async def _watch_itself(self) -> None:
+        """Feed the supervisor's watchdog for as long as everything that can go on does."""
+        progress = Progress()
+        told: list[str] = []
+        while True:
+            facts = self._facts()
+            still = progress.look(duties(facts), self._clock.monotonic_ms())
+            if still:
+                self._notifier.stuck("; ".join(duty.text for duty in still))
+            else:
+                self._notifier.alive(status_line(facts.status))
+            names = [duty.name for duty in still]
+            if names != told:
+                log.error("stuck", duties=names, next="no watchdog is fed until they go on")
+                told = names
+            await asyncio.sleep(self._notifier.look_s)
+
+    def _facts(self) -> Facts:
+        return Facts(
+            status=self.status(),
+            commits=self._pipeline.turns,
+            events=self._pipeline.counts["events"],
+            writes=self._counted.turns,
+            writing=self._counted.writing,
+            handshakes={name: c.handshakes() for name, c in self._fleet.collectors.items()},
+        )
 
     async def _show(self, console: Console) -> None:
         with Live(console=console, auto_refresh=False) as live:
@@ -320,6 +362,7 @@ class Service:
                 "aside": self._delivery.aside,
                 "error": self._delivery.error,
             },
+            "inbox": {"events": len(self._inbox)},
             "outbox": {"rows": depth.rows, "bytes": depth.bytes, "oldest_ms": depth.oldest_ms},
             "redis": {"state": None if redis is None else redis.state},
             "capture": None if self._capture is None else self._capture.status(),
