@@ -28,6 +28,7 @@ from ingest.clock import Clock
 from ingest.discovery import Discovery
 from ingest.exchanges import EXCHANGES
 from ingest.exchanges.base import SupervisedFeed
+from ingest.gaps import abandoned, is_covered
 from ingest.hot import HotState
 from ingest.inbox import Inbox
 from ingest.lanes import Lane
@@ -41,10 +42,11 @@ from ingest.sentinel import Sentinel
 from ingest.settlements import Settler
 from ingest.sinks.base import Marker
 from ingest.status import exchange_status
-from ingest.stored import StoredRows
+from ingest.stored import StoredRows, StoreFirst
+from marketdata.deadlines import DEADLINE_MS
 from marketdata.errors import ConfigError, ExchangeUnavailable, MarketDataError, StoreUnavailable
 from marketdata.pairs import Catalogue, Market
-from marketdata.schema import Gap, GapState, MarkPrice
+from marketdata.schema import FundingRate, Gap, GapState, MarkPrice
 from marketdata.settings import ExchangeSettings
 
 log = structlog.get_logger()
@@ -55,6 +57,13 @@ DISCOVER_S = 30.0
 """How often it is asked which pairs are wanted."""
 NEVER_BEFORE_MS = 7 * 86_400_000
 """How far back the last tick of an earlier run is looked for."""
+ADOPT_S = 600.0
+"""How often gaps that another collector has left open are looked for."""
+STORED_AFTER_MS = 15_000
+"""After the end of a gap another collector's ticks are in the store by then."""
+
+_TICKS = {"mark_price": "mark_price", "funding": "funding_rate"}
+"""Channels of ticks whose gaps are entered, and where the ticks are stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +113,7 @@ class Collector:
             lambda: parts.reached(exchange),
             parts.clock,
         )
+        self._store_first = StoreFirst(parts.stored, parts.outbox, parts.clock)
         shared = (exchange, self._rest, parts.stored, parts.pipeline, parts.outbox)
         self._repairer = Repairer(
             *shared, self.sentinel.freshness, parts.clock, lookback_ms=parts.lookback_ms
@@ -167,9 +177,9 @@ class Collector:
             "settle": self._settler.run,
             "probe": self.sentinel.probe,
             "watch": self._watch,
+            "outages": self._close_outages,
             "refresh": self._refresh,
             "discover": self._look_for_pairs,
-            "resume": self._resume_ticks,
         }
         if "mark_price" in self._settings.channels:
             tasks["marks"] = self._marks.run
@@ -284,7 +294,6 @@ class Collector:
             await self._parts.clock.sleep(1.0)
             self._note_dropped()
             markers = self.sentinel.look()
-            self._settle_outages()
             gaps = self.sentinel.judge.outages.rows() + self._repairer.watch.ledger.rows()
             await self._parts.pipeline.put_rows({"gap": gaps})
             self._parts.announce([*markers, *map(_marker, gaps)])
@@ -295,24 +304,58 @@ class Collector:
             self._repairer.watch.dropped(self._parts.clock.now_ms())
         self._dropped = dropped
 
-    def _settle_outages(self) -> None:
-        """Lost marks come back as mark candles; lost funding ticks can't be had again."""
+    async def _close_outages(self) -> None:
+        """Find out what has become of ticks that were missing; until cancelled."""
+        await self._resume_ticks()
+        adopted_ms = self._parts.clock.monotonic_ms()
+        while True:
+            await self._parts.clock.sleep(1.0)
+            await self._settle_outages()
+            if self._parts.clock.monotonic_ms() - adopted_ms >= ADOPT_S * 1000:
+                await self._adopt_outages()
+                adopted_ms = self._parts.clock.monotonic_ms()
+
+    async def _settle_outages(self) -> None:
+        """Lost marks come back as mark candles, lost funding ticks only if another collector has
+        had them."""
         outages, now_ms = self.sentinel.judge.outages, self._parts.clock.now_ms()
         for key, gap in outages.ended():
             state: GapState = "lost"
             if gap.channel == "mark_price":
                 state = self._marks.state(gap.symbol, gap.time, gap.until_ms)
+            elif now_ms < gap.until_ms + STORED_AFTER_MS:
+                state = "open"
+            elif await self._is_funding_there(gap):
+                state = "repaired"
             if state != "open":
                 outages.settle(key, gap.time, state, now_ms)
 
+    async def _is_funding_there(self, gap: Gap) -> bool:
+        where = ("funding_rate", self._exchange, gap.symbol, gap.time, gap.until_ms)
+        ticks = await self._store_first.rows(FundingRate, *where)
+        times = [tick.time for tick in ticks]
+        return is_covered(times, gap.time, gap.until_ms, DEADLINE_MS["funding"])
+
+    async def _adopt_outages(self) -> None:
+        """Bring to their end the gaps of ticks that another collector has left open."""
+        now_ms = self._parts.clock.now_ms()
+        for pair in self.sentinel.freshness.channels():
+            gaps = await self._outages_of(pair, now_ms - NEVER_BEFORE_MS)
+            self.sentinel.judge.outages.load(abandoned(gaps, now_ms))
+
+    async def _outages_of(self, pair: str, since_ms: int) -> list[Gap]:
+        where = ("gap", self._exchange, pair, since_ms, self._parts.clock.now_ms())
+        gaps = await self._store_first.rows(Gap, *where)
+        return [gap for gap in gaps if gap.channel in _TICKS]
+
     async def _resume_ticks(self) -> None:
-        """What an earlier run has stored last tells since when ticks are missing."""
+        """What an earlier run has stored last tells since when ticks are missing, and what it left
+        open is brought to its end."""
         now_ms = self._parts.clock.now_ms()
         for pair, channels in self.sentinel.freshness.channels().items():
-            for channel, measurement in (
-                ("mark_price", "mark_price"),
-                ("funding", "funding_rate"),
-            ):
+            gaps = await self._outages_of(pair, now_ms - NEVER_BEFORE_MS)
+            self.sentinel.judge.outages.load(gaps)
+            for channel, measurement in _TICKS.items():
                 if channel not in channels:
                     continue
                 where = (measurement, self._exchange, pair, now_ms - NEVER_BEFORE_MS, now_ms)
