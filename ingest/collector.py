@@ -232,7 +232,10 @@ class Collector:
         return Counter(repaired=counts.repaired, synthetic=counts.synthetic, lost=counts.lost)
 
     def dropped(self) -> Mapping[str, int]:
-        """Messages and topics that could not be used, by kind."""
+        """Messages, topics and names of pairs that could not be used, by kind."""
+        return {**self._unread(), "unusable_names": self._discovery.unusable}
+
+    def _unread(self) -> Mapping[str, int]:
         return {} if self._feed is None else self._feed.dropped
 
     def handshakes(self) -> tuple[int, bool]:
@@ -299,7 +302,7 @@ class Collector:
             self._parts.announce([*markers, *map(_marker, gaps)])
 
     def _note_dropped(self) -> None:
-        dropped = sum(self.dropped().values()) + self._parts.inbox.dropped["candles"]
+        dropped = sum(self._unread().values()) + self._parts.inbox.dropped["candles"]
         if dropped > self._dropped:
             self._repairer.watch.dropped(self._parts.clock.now_ms())
         self._dropped = dropped

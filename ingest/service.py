@@ -361,6 +361,7 @@ class Service:
                 "rejected": self._delivery.rejected,
                 "aside": self._delivery.aside,
                 "error": self._delivery.error,
+                "last_success_ms": self._delivery.last_success_ms,
             },
             "inbox": {"events": len(self._inbox)},
             "outbox": {"rows": depth.rows, "bytes": depth.bytes, "oldest_ms": depth.oldest_ms},
