@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,10 @@ from marketdata.settings import ExchangeSettings
 log = structlog.get_logger()
 
 REFRESH_S = 300.0
-"""How often metadata is fetched anew: listings and funding intervals change during the day."""
+"""How often metadata is fetched anew: listings and funding intervals change during the day.
+
+Sooner where a pair falls silent alone.
+"""
 DISCOVER_S = 30.0
 """How often it is asked which pairs are wanted."""
 NEVER_BEFORE_MS = 7 * 86_400_000
@@ -106,11 +110,13 @@ class Collector:
         self._rest = self._adapter.rest(parts.budgets, parts.clock, settings.rest_url, self._proxy)
         self._catalogues = Catalogues(parts.folder / "markets", [self._rest], parts.clock)
         self._discovery = self._discover(settings)
+        self._look_at_markets = asyncio.Event()
         self.sentinel = Sentinel(
             exchange,
             self._rest,
             lambda: self._feed,
             lambda: parts.reached(exchange),
+            self._look_at_markets.set,
             parts.clock,
         )
         self._store_first = StoreFirst(parts.stored, parts.outbox, parts.clock)
@@ -402,7 +408,10 @@ class Collector:
     async def _refresh(self) -> None:
         """Keep listings and funding intervals up to date."""
         while True:
-            await self._parts.clock.sleep(REFRESH_S)
+            with suppress(TimeoutError):
+                async with self._parts.clock.timeout(REFRESH_S):
+                    await self._look_at_markets.wait()
+            self._look_at_markets.clear()
             try:
                 known = await self._catalogues.refresh(self._exchange)
             except MarketDataError as error:

@@ -209,6 +209,30 @@ async def test_listed_delisted_and_renamed_pairs_and_another_interval_need_no_re
                 assert state != "open", "nobody waits for a pair that is gone"
 
 
+async def test_a_delisted_pair_is_noticed_by_its_silence_at_the_cost_of_one_rotation(
+    simulator, tmp_path, free_port
+):
+    pairs = {exchange: ["BTC/USDT:USDT", "SOL/USDT:USDT"] for exchange in PAIRS}
+    scene, clock = Scene(simulator, tmp_path, free_port, pairs), simulator.clock
+    with capture_logs() as logs:
+        async with running(scene.settings, clock) as scene.service:
+            await scene.settled()
+            ends_ms = (clock.now_ms() // MINUTE_MS + 1) * MINUTE_MS
+            for exchange in PAIRS:
+                simulator.inject(Delist(exchange=exchange, id="SOLUSDT"))
+            await eventually(
+                lambda: all(set(scene.exchange(e)["pairs"]) == {"BTC/USDT:USDT"} for e in PAIRS),
+                20,
+                "without the delisted pair",
+            )
+            after_ms = clock.now_ms() - ends_ms
+    measured("followed after (s)", after_ms / 1000)
+    assert after_ms <= 120_000, "not at the next reading of all markets"
+    told = [line["exchange"] for line in logs if line["event"] == "pair_silent"
+            and line["pair"] == "SOL/USDT:USDT"]  # fmt: skip
+    assert len(told) == len(set(told)), "a second connection would not bring it back"
+
+
 async def settlements_of(scene, pairs, time_ms):
     await eventually(
         lambda: all(scene.rows("funding_settled", where, time_ms, time_ms + 1) for where in pairs),
