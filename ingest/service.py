@@ -261,7 +261,9 @@ class Service:
             await self._fleet.end()
             await _end(storing[1:])
             await self._pipeline.finish()
-            if not await self._delivery.drain(DRAIN_S):
+            # After a defect nobody delivers any more.
+            delivering = not storing[0].done()
+            if not (delivering and await self._delivery.drain(DRAIN_S)):
                 depth = self._outbox.depth()
                 log.warning(
                     "outbox_not_drained", rows=depth.rows, kept=str(self._settings.outbox.path)
