@@ -6,8 +6,8 @@ MARKETDATA_KILLS says how often it is killed on each store; left out, three time
 import os
 import random
 
-from tests.soak.kill import ENDINGS, influx_store, killed, sqlite_store
 from tests.scenarios import measured
+from tests.soak.kill import ENDINGS, influx_store, killed, sqlite_store
 
 ROUNDS = int(os.environ.get("MARKETDATA_KILLS", "3"))
 

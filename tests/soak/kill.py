@@ -25,8 +25,8 @@ from marketdata.schema import CANDLE_MS, MINUTE_MS
 from marketdata.settings import Settings
 from tests.servers.influx import InfluxServer, find_influxd
 from tests.servers.process import free_port
-from tests.soak.proof import Figures, Proof
 from tests.service_process import ServiceProcess, SharedClock
+from tests.soak.proof import Figures, Proof
 
 SPEED = 40.0
 PAIRS = {
