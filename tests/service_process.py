@@ -135,6 +135,10 @@ def main() -> None:
     run_until_stopped(work)
 
 
+def _rss_mb() -> float:
+    return int(Path("/proc/self/statm").read_text("utf-8").split()[1]) * PAGE_BYTES / 1e6
+
+
 async def _sample(service: Service, clock: Clock, path: Path) -> None:
     """Memory, descriptors, threads, tasks and what waits in each queue."""
     await service.started.wait()
@@ -142,7 +146,7 @@ async def _sample(service: Service, clock: Clock, path: Path) -> None:
         books = service._pipeline.books.values()
         sample = {
             "time_ms": clock.now_ms(),
-            "rss_mb": int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES / 1e6,
+            "rss_mb": _rss_mb(),
             "descriptors": len(os.listdir("/proc/self/fd")),
             "threads": threading.active_count(),
             "tasks": len(asyncio.all_tasks()),

@@ -1,4 +1,4 @@
-"""Servers that are killed and started again under the service; the long run is `tests.soak.chaos`."""
+"""Servers that are killed and started again under the service; longer in `tests.soak.chaos`."""
 
 import random
 

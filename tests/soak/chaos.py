@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import click
@@ -120,20 +121,21 @@ async def _trouble(
     return kills, most
 
 
-async def _status(url: str) -> dict | None:
+async def _status(url: str) -> dict[str, Any] | None:
     try:
         async with aiohttp.ClientSession() as session, session.get(url) as answer:
-            return await answer.json()
+            status: dict[str, Any] = await answer.json()
+            return status
     except aiohttp.ClientConnectionError:
         return None
 
 
-async def _is_live(url: str) -> bool:
+async def _is_live(url):
     status = await _status(url)
     return status is not None and status["state"] in ("live", "quiet")
 
 
-def _candles_in_redis(url: str, where: tuple[str, str]) -> list[list[object]]:
+def _candles_in_redis(url: str, where: tuple[str, str]) -> list[list[Any]]:
     with redis.Redis.from_url(url) as client:
         return [json.loads(member) for member in client.zrange(keys.candles(*where), 0, -1)]
 
@@ -165,13 +167,13 @@ def _compare_redis(url: str, proof: Proof) -> int:
 @click.option("--seed", default=1)
 def main(seconds: float, speed: float, seed: int) -> None:
     """Kill InfluxDB and Redis at random under 164 pairs, and look whether anything is lost."""
-    programs = find_influxd(), find_redis_server()
-    if None in programs:
+    influxd, redis_program = find_influxd(), find_redis_server()
+    if influxd is None or redis_program is None:
         raise click.ClickException("influxd and redis-server are needed: `make test` gets them")
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
         folder = Path(name)
-        influx = InfluxServer(programs[0], folder / "influx")
-        cache = RedisServer(programs[1], folder / "redis")
+        influx = InfluxServer(influxd, folder / "influx")
+        cache = RedisServer(redis_program, folder / "redis")
         influx.start()
         cache.start()
         try:

@@ -88,8 +88,9 @@ def main(hours: float, speed: float, *, many: bool, folder: Path | None) -> None
         first = statistics.median(sample[what] for sample in warm[:quarter])
         last = statistics.median(sample[what] for sample in warm[-quarter:])
         most = max(sample[what] for sample in warm)
+        each_hour = slope(warm, what)
         click.echo(
-            f"{what}: {first:.1f} then {last:.1f}, most {most:.1f}, {slope(warm, what):+.3f} an hour"
+            f"{what}: {first:.1f} then {last:.1f}, most {most:.1f}, {each_hour:+.3f} an hour"
         )
 
 
