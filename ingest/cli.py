@@ -38,6 +38,7 @@ _ELSEWHERE = {
     "audit": "ingest.audit_command",
     "backfill": "ingest.backfill_command",
     "compare": "ingest.compare_command",
+    "outbox": "ingest.outbox_command",
     "simulate": "ingest.simulator.command",
 }
 
