@@ -24,7 +24,7 @@ from structlog.testing import capture_logs
 from ingest.clock import Clock
 from ingest.delivery import Delivery
 from ingest.outbox import Outbox
-from ingest.outbox_file import SHARD_MS
+from ingest.outbox_records import SHARD_MS
 from ingest.sinks.base import Rejected, Settled, Sink
 from ingest.sinks.influx import InfluxSink
 from marketdata.errors import BatchFailed, MarketDataError, StoreRefused, StoreUnavailable

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.outbox import Outbox, Parcel, Shelf
-from ingest.outbox_file import SHARD_MS, OutboxFile
+from ingest.outbox_file import OutboxFile
+from ingest.outbox_records import INSERT_ENTRY, SHARD_MS, Entry
 from ingest.shelves import LEAST_ROWS, MOST_ROWS, PARCEL_S, ParcelSize, Shelves
 from ingest.sinks.base import Settled
 from marketdata.schema import Row
@@ -105,20 +106,21 @@ def test_a_parcel_costs_the_same_however_much_waits(tmp_path: Path) -> None:
             count += 1
             return 0
 
-        file._database._connection.set_progress_handler(counted, 100)
+        assert file._database is not None
+        file._database.connection.set_progress_handler(counted, 100)
         assert file.take(100, skip) is not None
         return count
 
-    costs = []
+    costs, row = [], b'[["X","A/B:B",1,2.0,null]]'
     for commits in (200, 5_000):
-        file = OutboxFile(tmp_path / f"{commits}.db", 2**30)
+        file = OutboxFile(tmp_path / f"{commits}.db", 2**30, lambda: TIME)
         try:
+            assert file._database is not None
             with file._database.transaction() as connection:
                 connection.executemany(
-                    "INSERT INTO entries (created_ms, measurement, tick, shard, first_ms, last_ms,"
-                    " rows, payload) VALUES (?, 'mark_price', 1, ?, ?, ?, 1, ?)",
+                    INSERT_ENTRY,
                     [
-                        (TIME, SHARD - n % 2, TIME, TIME, b'[["X","A/B:B",1,2.0,null]]')
+                        Entry.sealed(n, TIME, "mark_price", 1, SHARD - n % 2, TIME, TIME, 1, row)
                         for n in range(commits)
                     ],
                 )
