@@ -73,6 +73,7 @@ class Gate:
     """A minute, and what handshakes may take longer than others on their way to who counts them."""
 
     def __init__(self) -> None:
+        self.starts = 0
         self._last_ms: int | None = None
         self._closed_until_ms = 0
         self._unproven: list[int] = []
@@ -88,7 +89,8 @@ class Gate:
         return max(0, until_ms - now_ms)
 
     def start(self, now_ms: int) -> None:
-        """A handshake starts now."""
+        """A handshake starts now; `starts` counts them."""
+        self.starts += 1
         self._last_ms = now_ms
         self._unproven.append(now_ms)
 

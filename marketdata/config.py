@@ -28,13 +28,19 @@ _FORMS = {"sqlite", "influxdb", "a list", "by volume", "from Redis", "[key]"}
 """pydantic names the variant of a setting in an error's place, where the file has no key."""
 
 
-def load_config(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
+def load_config(
+    path: Path | None = None,
+    environ: Mapping[str, str] = os.environ,
+    read: Callable[[Path], str] = Path.read_text,
+) -> Settings:
     """Read a configuration file.
 
     Parameters
     ----------
     path
         Left out: what MARKETDATA_CONFIG names, then `config.yaml`.
+    environ, read
+        As for `parse_config`.
 
     Raises
     ------
@@ -49,7 +55,8 @@ def load_config(path: Path | None = None, environ: Mapping[str, str] = os.enviro
         valid = f"a file that can be read (--config, {VARIABLE}, {DEFAULT} in this order)"
         raise ConfigError(str(named), [Fault("the file", None, reason, valid)]) from None
     folder = named.absolute().parent
-    return parse_config(text, source=str(named), folder=folder, environ=environ).from_file(named)
+    settings = parse_config(text, source=str(named), folder=folder, environ=environ, read=read)
+    return settings.from_file(named)
 
 
 def parse_config(

@@ -49,6 +49,8 @@ TICKERS = "tickers"
 
 SILENCE_S = 90.0
 MARKS_SILENCE_S = 10.0
+DOUBT_S = 10.0
+"""Without marks, markets may rightly be silent; longer than this, it is looked into."""
 MANY_PAIRS = 10
 """So many pairs together don't stay without a trade for `SILENCE_S`; fewer may."""
 
@@ -313,13 +315,13 @@ def silence_limits(
         How long nothing at all may come, where the exchange answers our own pings.
 
     >>> silence_limits(klines=1, marks="marks"), silence_limits(klines=80, marks=None)
-    ({'data': 10.0, 'marks': 10.0}, {'data': 90.0, 'candles': 90.0})
+    ({'data': 10.0, 'marks': 10.0}, {'candles': 90.0})
     >>> silence_limits(klines=1, marks=None, frames_s=12.0)
-    {'data': 90.0, 'frames': 12.0}
+    {'frames': 12.0}
     """
-    limits = {ANY_DATA: SILENCE_S if marks is None else MARKS_SILENCE_S}
+    limits = {}
     if marks is not None:
-        limits[marks] = MARKS_SILENCE_S
+        limits = {ANY_DATA: MARKS_SILENCE_S, marks: MARKS_SILENCE_S}
     elif frames_s is not None:
         # Marks stay away sooner than answers.
         limits[ANY_FRAME] = frames_s

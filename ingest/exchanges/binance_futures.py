@@ -96,11 +96,13 @@ def _mark_stream(market: Market) -> str:
 
 def _lane(id: str, streams: tuple[str, ...], base_url: str) -> Lane:
     klines = sum("@kline_" in stream for stream in streams)
+    marks = base.MARKS if klines < len(streams) else None
     return Lane(
         id=id,
         url=base.endpoint(base_url, PATH),
         topics=streams,
-        silence_s=base.silence_limits(klines, base.MARKS if klines < len(streams) else None),
+        silence_s=base.silence_limits(klines, marks),
+        doubt_s=base.DOUBT_S if marks is None else None,
         lifetime_s=LIFETIME_S,
     )
 

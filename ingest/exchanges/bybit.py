@@ -97,6 +97,7 @@ def _lane(category: Category, base_url: str, id: str, topics: tuple[str, ...]) -
         url=base.endpoint(base_url, f"/v5/public/{category}"),
         topics=topics,
         silence_s=base.silence_limits(klines, steady, PONG_S),
+        doubt_s=base.DOUBT_S if steady is None else None,
     )
 
 
