@@ -218,8 +218,8 @@ def kline(
     ):
         raise BadMessage(
             f"{market.exchange} {market.id}: minute {minute_ms}, prices {prices!s:.200}, "
-            f"volumes {volumes!s:.200}, trades {trades}; expected the start of a minute, prices above 0, "
-            f"the others from 0 up"
+            f"volumes {volumes!s:.200}, trades {trades}; expected the start of a minute, prices "
+            f"above 0, the others from 0 up"
         )
     open_, high, low, close, volume, quote_volume = numbers
     return Kline(

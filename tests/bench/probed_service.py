@@ -28,7 +28,7 @@ async def append(outbox: Outbox, batch: Batch) -> None:
 
 
 if __name__ == "__main__":
-    Outbox.append = append  # type: ignore[method-assign]
+    Outbox.append = append  # type: ignore[method-assign, assignment]
     try:
         main(["run", "--config", sys.argv[1]])
     finally:

@@ -27,7 +27,7 @@ ODD_TEXTS = (
     "\ud800", "\u2028", "\ufeff", "币安人生", "BTCUSDT", "ETHUSDT", "'; DROP TABLE", "${SECRET}",
     "%s%n", "\\", '"', "a,b=c", "../../etc/passwd", "~nobody-here/x", "inf", "1:30", "2026-02-30",
 )  # fmt: skip
-ODD_VALUES = (
+ODD_VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 7, 2**31, 2**53, 2**63 - 1, 2**63, 2**64, 10**30, -(10**30), 0.1,
     -0.5, 1e308, 5e-324, float("nan"), float("inf"), [], {}, [[]], [None], {"": None}, [1, 2, 3],
 )  # fmt: skip
@@ -87,7 +87,7 @@ def damaged_value(draw: st.DrawFn, value: Any, times: int = 3) -> Any:
         if not places:
             return deepcopy(draw(odd_values()))
         *above, key = draw(st.sampled_from(places))
-        holder = value
+        holder: Any = value
         for step in above:
             holder = holder[step]
         match draw(st.sampled_from(["replace", "replace", "digits", "drop", "add", "swap"])):

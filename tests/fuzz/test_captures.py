@@ -130,7 +130,7 @@ def test_the_whole_capture_has_all(whole: Path, tmp_path: Path) -> None:
 def test_what_can_be_read_is_read_and_a_loss_is_counted(whole: Path) -> None:
     _, all_frames = read(whole)
 
-    @fuzzed(250)
+    @fuzzed(120)
     @given(st.data())
     def check(data: st.DataObject) -> None:
         with tempfile.TemporaryDirectory() as name:
@@ -165,7 +165,7 @@ def _is_gzip(data: bytes) -> bool:
 def test_a_damaged_capture_is_replayed_to_its_end(whole: Path) -> None:
     replayed = 0
 
-    @fuzzed(40)
+    @fuzzed(25)
     @given(st.data())
     def check(data: st.DataObject) -> None:
         nonlocal replayed

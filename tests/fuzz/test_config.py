@@ -44,11 +44,12 @@ exchanges:
   BYBIT: {pairs: {quote: USDT, top: 120}, ws_url: ws://127.0.0.1:9, rest_url: http://h}
 """
 SNIPPETS = (
-    "${SECRET}", "${PORT}", "${BLANKS}", "${NOT_THERE}", "{file: x}", "*store", "&store", "<<: *store",
-    "!!int x", "!!binary x", "!!python/object:x", "!hunter2!x", "? [a]\n:", "|\n  a\n  b", ">-", "---",
-    "%YAML 9.9\n---", "%YAML " + "9" * 5_000 + ".1\n---", r'"\UFFFFFFFF"', r'"\uD800"', r'"\0"',
-    ".nan", ".inf", "0o9", "1:30:00", "2024-13-45", "[" * 2_000, "{a: " * 2_000, "\t", "\r", "\u2028",
-    "[*store, *store]", "a list", "by volume", "~nobody-here/x", "9" * 400,
+    "${SECRET}", "${PORT}", "${BLANKS}", "${NOT_THERE}", "{file: x}", "*store", "&store",
+    "<<: *store", "!!int x", "!!binary x", "!!python/object:x", "!hunter2!x", "? [a]\n:",
+    "|\n  a\n  b", ">-", "---", "%YAML 9.9\n---", "%YAML " + "9" * 5_000 + ".1\n---",
+    r'"\UFFFFFFFF"', r'"\uD800"', r'"\0"',
+    ".nan", ".inf", "0o9", "1:30:00", "2024-13-45", "[" * 2_000, "{a: " * 2_000, "\t", "\r",
+    "\u2028", "[*store, *store]", "a list", "by volume", "~nobody-here/x", "9" * 400,
 )  # fmt: skip
 
 

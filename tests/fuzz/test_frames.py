@@ -124,7 +124,7 @@ def test_a_damaged_message_is_counted_or_sound_and_leaves_no_trace(exchange: str
     frames = FRAMES[exchange]
     refused = 0
 
-    @fuzzed(250)
+    @fuzzed(150)
     @given(st.lists(st.one_of(damaged_json(frames), whole(frames)), min_size=1, max_size=6))
     def check(messages: list[bytes]) -> None:
         nonlocal refused

@@ -117,7 +117,7 @@ def _number(text: str) -> float:
 
 def meant(measurement: Measurement, row: Row) -> Point:
     """What the line of a row has to say."""
-    values = dict(zip(row._fields, row, strict=True))
+    values: dict[str, Any] = dict(zip(row._fields, row, strict=True))
     fields = {
         column.name: float(values[column.name]) if column.kind == "float" else values[column.name]
         for column in measurement.fields
@@ -156,7 +156,7 @@ def rows(draw: st.DrawFn, *, odd: bool) -> tuple[Measurement, list[Row]]:
     return measurement, found  # type: ignore[return-value]
 
 
-@fuzzed(120)
+@fuzzed(60)
 @given(rows(odd=True))
 def test_any_row_reads_back_as_itself_or_is_rejected_with_a_reason(
     case: tuple[Measurement, Sequence[Row]],
@@ -181,7 +181,7 @@ async def test_what_is_rendered_is_in_a_real_influxdb_as_it_was(
 ) -> None:
     batch: dict[str, dict[tuple[object, ...], Row]] = {}
 
-    @fuzzed(80)
+    @fuzzed(40)
     @given(rows(odd=False))
     def collect(case: tuple[Measurement, list[Row]]) -> None:
         measurement, some = case
@@ -197,7 +197,7 @@ async def test_what_is_rendered_is_in_a_real_influxdb_as_it_was(
     finally:
         await sink.close()
     assert settled.rejected == ()
-    assert settled.accepted == sum(map(len, batch.values())) > 40
+    assert settled.accepted == sum(map(len, batch.values())) > 20
     for name, some in batch.items():
         measurement = MEASUREMENTS[name]
         expected = sorted(str(meant(measurement, row)) for row in some.values())

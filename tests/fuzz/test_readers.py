@@ -26,9 +26,9 @@ PATHS = (
 )  # fmt: skip
 NAMES = ("symbols", "symbol", "timeframe", "limit", "max_age", "exchange", "")
 VALUES = (
-    *ODD_TEXTS, "BTCUSDT", "BTC/USDT:USDT", "3m", "5m", "1w", "999999w", "0m", "٣m", "3M", "1", "5000",
-    "5001", "any", "1e308", "1e999", "0", "BTCUSDT,ETHUSDT", "," * 600, "BINANCE_FUTURES", "BYBIT",
-    ",".join(f"NOPE{n}" for n in range(500)), "X" * 5_000,
+    *ODD_TEXTS, "BTCUSDT", "BTC/USDT:USDT", "3m", "5m", "1w", "999999w", "0m", "٣m", "3M", "1",
+    "5000", "5001", "any", "1e308", "1e999", "0", "BTCUSDT,ETHUSDT", "," * 600, "BINANCE_FUTURES",
+    "BYBIT", ",".join(f"NOPE{n}" for n in range(500)), "X" * 5_000,
 )  # fmt: skip
 
 

@@ -69,7 +69,7 @@ def markets(draw: st.DrawFn) -> list[Minute]:
 
 def truth(minutes: Sequence[Minute], *, counts: bool) -> dict[int, tuple[object, ...]]:
     """Three minutes of the market each, by what a candle is, not by how ours are made."""
-    candles = {}
+    candles: dict[int, tuple[object, ...]] = {}
     for n in range(0, len(minutes), 3):
         three = minutes[n : n + 3]
         traded = [minute for minute in three if minute.volume] or [three[-1]]
@@ -138,6 +138,7 @@ class Stored:
     async def append(self, batch: Batch) -> None:
         for measurement, rows in batch.items():
             for row in rows:
+                assert isinstance(row, Ohlcv)
                 known = self.rows[measurement].get(row.time)
                 assert known is None or row.revision >= known.revision, "a revision went back"
                 self.rows[measurement][row.time] = row
@@ -186,7 +187,7 @@ class Chain:
 
 @pytest.mark.parametrize("exchange", FRAME)
 def test_any_loss_order_and_doubling_of_frames_and_a_repair_give_the_truth(exchange: str) -> None:
-    @fuzzed(60)
+    @fuzzed(30)
     @given(markets(), st.data())
     def check(minutes: list[Minute], data: st.DataObject) -> None:
         frames = []
