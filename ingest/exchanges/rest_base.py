@@ -107,9 +107,9 @@ def server_time_ms(exchange: str, time_ms: object, received_ms: int) -> int:
     Raises
     ------
     BadMessage
-        No time, or one that is a day away from ours: what is closed would be judged by it.
+        No time, or one a day ahead of ours: what is open still would be taken for closed.
     """
-    if isinstance(time_ms, int) and abs(time_ms - received_ms) < DAY_MS:
+    if isinstance(time_ms, int) and 0 < time_ms < received_ms + DAY_MS:
         return time_ms
     raise BadMessage(f"{exchange} says that it is {time_ms!r:.100}, expected its time in ms")
 

@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 
 from ingest.capture import Capture, Frame, open_captures
 from ingest.capture_files import member, segment_name
+from ingest.capture_writer import CaptureWriter
+from ingest.clock import Clock
 from ingest.exchanges import EXCHANGES
 from ingest.replaying import replay_capture
 from marketdata.errors import ConfigError
@@ -222,4 +224,43 @@ def test_a_clock_that_was_set_costs_no_line(tmp_path: Path) -> None:
     (tmp_path / "BYBIT.ws.linear-1.0").write_text(text)
     (capture,) = open_captures(tmp_path, ["BYBIT"])
     assert len(list(capture.frames())) == 6
+    assert capture.damaged == 0
+
+
+def test_lines_that_are_cut_off_between_two_are_counted(tmp_path: Path) -> None:
+    lines = b"".join(b"%d.0: %d\n" % (n, n * 7_919 % 10_007) for n in range(5_000))
+    path = tmp_path / segment_name("BYBIT.ws.linear-1", 1_000)
+    packed = member(lines)
+    for size in (1, 9, len(packed) // 2, len(packed) - 1):
+        path.write_bytes(packed[:size])
+        (capture,) = open_captures(tmp_path, ["BYBIT"])
+        assert len(list(capture.frames())) <= 5_000
+        assert capture.damaged == 1
+
+
+def test_where_a_connection_went_is_known_from_its_end_too(tmp_path: Path) -> None:
+    path = tmp_path / segment_name("BYBIT.ws.spot-1", 1_000)
+    lost = bytearray(member(b"wss://x/v5/public/spot <-> 1.0\n"))
+    lost[-1] ^= 1
+    rest = member(b"2.0: a\n") + member(b"wss://x/v5/public/spot <-> 3.0 closed: 1006\n")
+    path.write_bytes(bytes(lost) + rest)
+    (capture,) = open_captures(tmp_path, ["BYBIT"])
+    assert {frame.url for frame in capture.frames()} == {"wss://x/v5/public/spot"}
+    assert capture.damaged == 1
+
+
+async def test_many_lines_that_waited_for_the_disk_are_members_that_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingest.capture_writer.MEMBER_BYTES", 1_000)
+    monkeypatch.setattr("ingest.capture_files.READ_BYTES", 2_000)
+    clock = Clock()
+    writer = CaptureWriter(tmp_path, clock, max_bytes=2**30, segment_ms=60_000)
+    for n in range(500):
+        await writer(f"message {n}", clock.now_ms() / 1000, "BYBIT.ws.linear-1")
+    await writer.start()
+    await writer.close()
+    (capture,) = open_captures(tmp_path, ["BYBIT"])
+    texts = [frame.text for frame in capture.frames() if frame.text is not None]
+    assert texts == [f"message {n}" for n in range(500)]
     assert capture.damaged == 0

@@ -22,7 +22,17 @@ from ingest.exchanges.bybit import Bybit
 from ingest.model import Event, Kline
 from marketdata.pairs import Market
 from marketdata.schema import Channel, FundingRate, LastPrice, MarkPrice
-from tests.feeds import RECEIVED_S, Recorder, binance_mark, bybit_ticker, done, market
+from tests.feeds import (
+    RECEIVED_S,
+    Recorder,
+    binance_kline,
+    binance_mark,
+    bybit_kline,
+    bybit_row,
+    bybit_ticker,
+    done,
+    market,
+)
 from tests.fuzz.mutation import EXAMPLES, Samples, damaged_json, fuzzed
 from tests.fuzz.sound import assert_sound
 from tests.recorded import RECORDED
@@ -191,3 +201,34 @@ async def test_no_damaged_message_costs_the_connection_or_goes_uncounted(exchang
             assert sum(feed.dropped.values()) >= bad
         finally:
             await feed.shutdown()
+
+
+NOW_MS = round(RECEIVED_S * 1000)
+FOUND = [
+    # Each was taken for sound once, and would have ended the service or hidden what came after it.
+    ("BINANCE_FUTURES", binance_kline(event_ms=NOW_MS + 2 * AHEAD_MS), "no time of an event"),
+    ("BINANCE_FUTURES", binance_kline(t=60_000 * 10**10), "a minute that begins at"),
+    ("BINANCE_FUTURES", binance_kline(i="3m"), "Invalid enum value '3m'"),
+    ("BINANCE_FUTURES", binance_kline(s="ETHUSDT"), "in an event of 'BTCUSDT'"),
+    ("BINANCE_FUTURES", binance_mark(T="9" * 26), "Expected `int` <="),
+    ("BYBIT", bybit_ticker("snapshot", 10**18, markPrice="5"), "no time of an event"),
+    ("BYBIT", bybit_ticker("snapshot", NOW_MS, nextFundingTime="9" * 30), "is no price"),
+    ("BYBIT", bybit_ticker("snapshot", NOW_MS, nextFundingTime="-5"), "is no price"),
+    ("BYBIT", bybit_ticker("snapshot", NOW_MS, fundingIntervalHour="1e308"), "no price"),
+    ("BYBIT", bybit_ticker("sanpshot", NOW_MS, markPrice="5"), "a ticker of type"),
+    ("BYBIT", bybit_ticker("snapshot", NOW_MS, symbol="ETHUSDT"), "a ticker of 'ETHUSDT'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("exchange", "message", "reason"), FOUND)
+def test_what_was_found(exchange: str, message: bytes, reason: str) -> None:
+    session = Session(exchange)
+    assert reason in str(session.handle(message))
+    assert session.events == []
+
+
+def test_a_minute_of_another_interval_is_none_of_bybits() -> None:
+    session = Session("BYBIT")
+    assert session.handle(bybit_kline(bybit_row(interval="3"))) is None
+    assert session.events == []
+    assert session.feed.dropped == {"bad_message.ValidationError": 1}

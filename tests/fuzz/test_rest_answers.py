@@ -13,14 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ingest.backoff import LONGEST_S, retry_after_s
 from ingest.budget import Budgets
 from ingest.clock import Clock
-from ingest.exchanges.binance_futures_rest import BinanceFuturesRest
-from ingest.exchanges.bybit_rest import BybitRest, refusal
+from ingest.exchanges.binance_futures_rest import BinanceFuturesRest, parse_klines
+from ingest.exchanges.bybit_rest import BAN_S, BybitRest, parse_settlements, refusal
 from ingest.exchanges.rest_base import DAY_MS, ExchangeRest
 from ingest.rest import Answer
-from marketdata.errors import BadMessage, MarketDataError
-from marketdata.pairs import Catalogue
+from marketdata.errors import BadMessage, ExchangeUnavailable, MarketDataError, RateLimited
+from marketdata.pairs import Catalogue, binance_futures_markets
 from marketdata.schema import CANDLE_MS, MINUTE_MS
 from tests.feeds import market
 from tests.fuzz.mutation import Samples, damaged_json, fuzzed
@@ -150,7 +151,7 @@ def assert_right(found: Any, exchange: str) -> None:
             assert known.pair.isprintable()
             assert not set(known.pair) & set(" \\")
     elif isinstance(found, int):
-        assert abs(found - NOW_MS) < DAY_MS
+        assert 0 < found < NOW_MS + DAY_MS
 
 
 @pytest.mark.parametrize("exchange", ANSWERS)
@@ -198,3 +199,78 @@ async def test_full_pages_that_repeat_themselves_are_refused_and_not_asked_for_e
         await rows_of(
             rest.settlements(market("BTC/USDT:USDT", exchange=exchange), START_MS, NOW_MS)
         )
+
+
+BINANCE_ROW = [START_MS, "1", "1", "1", "1", "1", START_MS + 59_999, "1", 1]
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (0, -MINUTE_MS),
+        (0, True),
+        (1, "1e400"),
+        (1, "1e-400"),
+        (4, "9" * 5_000),
+        (5, "1E+999999"),
+        (8, -4),
+        (8, True),
+        (8, 2**63),
+    ],
+)
+def test_a_number_that_no_store_takes_makes_a_bad_minute(place: int, value: object) -> None:
+    row: list[object] = [*BINANCE_ROW]
+    row[place] = value
+    pair = market("BTC/USDT:USDT")
+    assert parse_klines([BINANCE_ROW], pair, NOW_MS)
+    with pytest.raises(BadMessage) as raised:
+        parse_klines([row], pair, NOW_MS)
+    assert len(str(raised.value)) < 1_000
+
+
+@pytest.mark.parametrize("text", ["9" * 30, "9" * 5_000, "-1", "²"])
+def test_a_time_that_is_none_makes_a_bad_settlement(text: str) -> None:
+    rate: dict[str, object] = {"fundingRate": "0.1", "fundingRateTimestamp": text}
+    with pytest.raises(BadMessage):
+        parse_settlements([rate], market("BTC/USDT:USDT", exchange="BYBIT"))
+
+
+@pytest.mark.parametrize("code", [[], {}, "10006", 1.5])
+def test_a_code_that_is_no_number_is_no_refusal(code: object) -> None:
+    assert isinstance(refusal(Answer({"retCode": code}, {}, 0, 0)), ExchangeUnavailable)
+
+
+@pytest.mark.parametrize("reset", ["9" * 15, "9" * 5_000, "soon", "²"])
+def test_a_limit_is_never_waited_for_longer_than_a_ban_lasts(reset: str) -> None:
+    headers = {"X-Bapi-Limit-Reset-Timestamp": reset}
+    limited = refusal(Answer({"retCode": 10_006, "time": NOW_MS}, headers, 0, NOW_MS))
+    assert isinstance(limited, RateLimited)
+    assert limited.retry_after_s is not None
+    assert limited.retry_after_s <= BAN_S
+
+
+@pytest.mark.parametrize("header", ["9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT"])
+def test_nobody_is_banned_for_years(header: str) -> None:
+    assert retry_after_s(header, NOW_MS) == LONGEST_S
+
+
+DATED = {
+    "symbol": "X_1", "pair": "X", "contractType": "CURRENT_QUARTER", "baseAsset": "A",
+    "quoteAsset": "B", "marginAsset": "B",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        5,
+        DATED | {"deliveryDate": 10**18},
+        DATED | {"deliveryDate": "9" * 5_000},
+        DATED | {"contractType": "PERPETUAL", "baseAsset": "A\nB"},
+        DATED | {"contractType": "PERPETUAL", "symbol": "A\\"},
+    ],
+)
+def test_a_market_that_makes_no_sense_is_set_aside(row: object) -> None:
+    catalogue = binance_futures_markets({"symbols": [row]})
+    assert catalogue.markets == ()
+    assert len(catalogue.quarantined) == 1
