@@ -109,7 +109,7 @@ def test_rows_that_come_after_an_hour_of_rest_get_their_time() -> None:
 
 
 def test_cut_off_with_attempts_is_no_reason_and_without_any_for_an_hour_is() -> None:
-    down = {"lane": "disconnected", "data_ms": 900_000}
+    down: dict[str, Any] = {"lane": "disconnected", "data_ms": 900_000}
     trying = [facts(t, commits=t, handshakes=(t, True), **down) for t in each_ten_seconds(180)]
     assert stuck(trying) == []
     idle = [facts(t, commits=t, handshakes=(1, True), **down) for t in each_ten_seconds(61)]
