@@ -97,6 +97,9 @@ def _store_metrics(status: Mapping[str, Any]) -> Iterator[Metric]:
     if status["redis"]["state"] is not None:
         up.add_metric(["redis"], float(status["redis"]["state"] == "live"))
     yield up
+    aside = GaugeMetricFamily("ingest_shelves_aside", "Shelves that fail while others are stored")
+    aside.add_metric([], store["aside"])
+    yield aside
     inbox = GaugeMetricFamily("ingest_inbox_events", "Events that aren't folded yet")
     inbox.add_metric([], status["inbox"]["events"])
     yield inbox

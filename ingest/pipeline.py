@@ -103,11 +103,10 @@ class Pipeline:
         minutes: Iterable[Ohlcv],
         candles: Iterable[Ohlcv],
     ) -> None:
-        """Apply minutes that came by REST, on top of the rows that are stored for their range."""
+        """Apply minutes that came by REST, where these rows are stored of their range."""
         async with self._commit:
             book = self.books[key]
-            book.load(minutes, candles)
-            changes = book.apply(statements)
+            changes = book.merge(statements, minutes, candles)
             book.prune(self._clock.now_ms())
             await self._store({"ohlcv_1m": [*changes.minutes], "ohlcv_3m": [*changes.candles]})
 
