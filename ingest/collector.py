@@ -1,8 +1,8 @@
 """Everything of one exchange: its markets, the feed that streams them, and what completes it.
 
-What completes it: minutes (`repair`), mark candles (`marks`), settlements (`settlements`), and the
-watch over all of it (`sentinel`). Every half a minute the collector looks whether other pairs are
-wanted, or the exchange lists other markets, and has everyone follow.
+What completes it: minutes (`repair`), mark candles (`marks`), settlements (`settlements`), gaps of
+ticks (`outages`), and the watch over all of it (`sentinel`). Every half a minute it looks whether
+other pairs are wanted, or the exchange lists other markets, and has everyone follow.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from ingest.clock import Clock
 from ingest.discovery import Discovery
 from ingest.exchanges import EXCHANGES
 from ingest.exchanges.base import SupervisedFeed
-from ingest.gaps import abandoned, is_covered
 from ingest.hot import HotState
 from ingest.inbox import Inbox
 from ingest.lanes import Lane
 from ingest.marks import MarkRepairer
 from ingest.model import Event
+from ingest.outages import OutageCloser
 from ingest.outbox import Outbox
 from ingest.pipeline import Pipeline
 from ingest.repair import Repairer
@@ -43,11 +43,10 @@ from ingest.sentinel import Sentinel
 from ingest.settlements import Settler
 from ingest.sinks.base import Marker
 from ingest.status import exchange_status
-from ingest.stored import StoredRows, StoreFirst
-from marketdata.deadlines import DEADLINE_MS
-from marketdata.errors import ConfigError, ExchangeUnavailable, MarketDataError, StoreUnavailable
+from ingest.stored import StoredRows
+from marketdata.errors import ConfigError, ExchangeUnavailable, MarketDataError
 from marketdata.pairs import Catalogue, Market
-from marketdata.schema import FundingRate, Gap, GapState, MarkPrice
+from marketdata.schema import Gap, MarkPrice
 from marketdata.settings import ExchangeSettings
 
 log = structlog.get_logger()
@@ -59,15 +58,6 @@ Sooner where a pair falls silent alone.
 """
 DISCOVER_S = 30.0
 """How often it is asked which pairs are wanted."""
-NEVER_BEFORE_MS = 7 * 86_400_000
-"""How far back the last tick of an earlier run is looked for."""
-ADOPT_S = 600.0
-"""How often gaps that another collector has left open are looked for."""
-STORED_AFTER_MS = 15_000
-"""After the end of a gap another collector's ticks are in the store by then."""
-
-_TICKS = {"mark_price": "mark_price", "funding": "funding_rate"}
-"""Channels of ticks whose gaps are entered, and where the ticks are stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +109,6 @@ class Collector:
             self._look_at_markets.set,
             parts.clock,
         )
-        self._store_first = StoreFirst(parts.stored, parts.outbox, parts.clock)
         shared = (exchange, self._rest, parts.stored, parts.pipeline, parts.outbox)
         self._repairer = Repairer(
             *shared, self.sentinel.freshness, parts.clock, lookback_ms=parts.lookback_ms
@@ -131,6 +120,9 @@ class Collector:
             ahead_ms=lambda: self.sentinel.freshness.offset.ms,
         )
         self._settler = Settler(*shared, parts.hot, parts.clock, lookback_ms=parts.lookback_ms)
+        self._outages = OutageCloser(
+            exchange, self.sentinel.judge, self._marks, parts.stored, parts.outbox, parts.clock
+        )
         self._gate = Gate()
         self._catalogue: Catalogue | None = None
         self._markets: Mapping[str, Market] = {}
@@ -183,7 +175,7 @@ class Collector:
             "settle": self._settler.run,
             "probe": self.sentinel.probe,
             "watch": self._watch,
-            "outages": self._close_outages,
+            "outages": self._outages.run,
             "refresh": self._refresh,
             "discover": self._look_for_pairs,
         }
@@ -312,70 +304,6 @@ class Collector:
         if dropped > self._dropped:
             self._repairer.watch.dropped(self._parts.clock.now_ms())
         self._dropped = dropped
-
-    async def _close_outages(self) -> None:
-        """Find out what has become of ticks that were missing; until cancelled."""
-        await self._resume_ticks()
-        adopted_ms = self._parts.clock.monotonic_ms()
-        while True:
-            await self._parts.clock.sleep(1.0)
-            await self._settle_outages()
-            if self._parts.clock.monotonic_ms() - adopted_ms >= ADOPT_S * 1000:
-                await self._adopt_outages()
-                adopted_ms = self._parts.clock.monotonic_ms()
-
-    async def _settle_outages(self) -> None:
-        """Lost marks come back as mark candles, lost funding ticks only if another collector has
-        had them."""
-        outages, now_ms = self.sentinel.judge.outages, self._parts.clock.now_ms()
-        for key, gap in outages.ended():
-            state: GapState = "lost"
-            if gap.channel == "mark_price":
-                state = self._marks.state(gap.symbol, gap.time, gap.until_ms)
-            elif now_ms < gap.until_ms + STORED_AFTER_MS:
-                state = "open"
-            elif await self._is_funding_there(gap):
-                state = "repaired"
-            if state != "open":
-                outages.settle(key, gap.time, state, now_ms)
-
-    async def _is_funding_there(self, gap: Gap) -> bool:
-        where = ("funding_rate", self._exchange, gap.symbol, gap.time, gap.until_ms)
-        ticks = await self._store_first.rows(FundingRate, *where)
-        times = [tick.time for tick in ticks]
-        return is_covered(times, gap.time, gap.until_ms, DEADLINE_MS["funding"])
-
-    async def _adopt_outages(self) -> None:
-        """Bring to their end the gaps of ticks that another collector has left open."""
-        now_ms = self._parts.clock.now_ms()
-        for pair in self.sentinel.freshness.channels():
-            gaps = await self._outages_of(pair, now_ms - NEVER_BEFORE_MS)
-            self.sentinel.judge.outages.load(abandoned(gaps, now_ms))
-
-    async def _outages_of(self, pair: str, since_ms: int) -> list[Gap]:
-        where = ("gap", self._exchange, pair, since_ms, self._parts.clock.now_ms())
-        gaps = await self._store_first.rows(Gap, *where)
-        return [gap for gap in gaps if gap.channel in _TICKS]
-
-    async def _resume_ticks(self) -> None:
-        """What an earlier run has stored last tells since when ticks are missing, and what it left
-        open is brought to its end."""
-        now_ms = self._parts.clock.now_ms()
-        for pair, channels in self.sentinel.freshness.channels().items():
-            gaps = await self._outages_of(pair, now_ms - NEVER_BEFORE_MS)
-            self.sentinel.judge.outages.load(gaps)
-            for channel, measurement in _TICKS.items():
-                if channel not in channels:
-                    continue
-                where = (measurement, self._exchange, pair, now_ms - NEVER_BEFORE_MS, now_ms)
-                try:
-                    rows = await asyncio.to_thread(self._parts.stored.rows, *where, 1)
-                except StoreUnavailable as error:
-                    log.warning("restart_gap_unknown", pair=pair, cause=str(error))
-                    return
-                if rows:
-                    key = (self._exchange, pair, channel)
-                    self.sentinel.judge.resume_after_restart(key, rows[-1].time, now_ms)
 
     async def _look_for_pairs(self) -> None:
         while True:

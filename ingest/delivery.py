@@ -94,13 +94,13 @@ class Delivery:
         if parcel is None:
             await self._all_aside(now_ms)
             return
+        # The world's seconds: a store is as fast as it is, whatever the service's clock shows.
         started_s = time.perf_counter()
         try:
-            settled = await self._sink.write(parcel.batch)
+            settled = await self._write(parcel)
         except BatchFailed as error:
-            self._failed(parcel, error)
+            self._failed(parcel, error, time.perf_counter() - started_s)
             return
-        # The world's seconds: a store is as fast as it is, whatever the service's clock shows.
         self._size.took(parcel.rows, time.perf_counter() - started_s)
         await self._outbox.settle(parcel, settled)
         self._count(settled)
@@ -113,6 +113,17 @@ class Delivery:
         if parcel is not None and parcel.rows > (most := self._shelves.most_rows(parcel.shelf)):
             return await self._outbox.take(most, aside)
         return parcel
+
+    async def _write(self, parcel: Parcel) -> Settled:
+        patience_s = self._shelves.patience_s(parcel.shelf)
+        try:
+            async with asyncio.timeout(patience_s):
+                return await self._sink.write(parcel.batch)
+        except TimeoutError:
+            raise BatchFailed(
+                f"{self._sink.name} takes more than {patience_s:g} s for {parcel.rows} rows that"
+                " have failed before; they are kept and sent again"
+            ) from None
 
     async def _all_aside(self, now_ms: int) -> None:
         """Nothing waits that might be tried now: wait for a shelf's turn, or for new rows."""
@@ -135,10 +146,10 @@ class Delivery:
                 reason=first.reason,
             )
 
-    def _failed(self, parcel: Parcel, error: BatchFailed) -> None:
+    def _failed(self, parcel: Parcel, error: BatchFailed, took_s: float) -> None:
         self._cause = error
         shelf = parcel.shelf
-        if self._shelves.failed(shelf, parcel.rows, self._clock.monotonic_ms()):
+        if self._shelves.failed(shelf, parcel.rows, self._clock.monotonic_ms(), took_s):
             log.warning(
                 "shelf_set_aside",
                 sink=self._sink.name,

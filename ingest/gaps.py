@@ -230,12 +230,14 @@ class Outages:
         return [
             (key, gap)
             for (key, start_ms), gap in self._gaps.items()
-            if self._running.get(key) != start_ms
+            if gap.state == "open" and self._running.get(key) != start_ms
         ]
 
     def settle(self, key: Key, start_ms: int, state: GapState, now_ms: int) -> None:
-        """What became of a gap that is over."""
-        gap = self._gaps[key, start_ms]
+        """What became of a gap that is over; one that is settled already stays as it is."""
+        gap = self._gaps.get((key, start_ms))
+        if gap is None or gap.state != "open":
+            return
         self._gaps[key, start_ms] = gap._replace(state=state, closed_ms=now_ms)
         self._changed.add((key, start_ms))
         self.closed[state] += 1

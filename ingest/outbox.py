@@ -75,12 +75,13 @@ class Outbox:
     async def open(cls, path: Path, max_bytes: int, clock: Clock | None = None) -> Outbox:
         """Open or create the file; StoreRefused if another process has it open."""
         worker = Worker("outbox")
+        clock = clock or Clock()
         try:
-            file = await worker.run(OutboxFile, path, max_bytes)
+            file = await worker.run(OutboxFile, path, max_bytes, clock.now_ms)
         except BaseException:
             await worker.close()
             raise
-        return cls(file, worker, clock or Clock())
+        return cls(file, worker, clock)
 
     async def append(self, batch: Batch) -> None:
         """Keep `batch`: on disk when this returns. Don't change its lists before that."""
@@ -124,7 +125,7 @@ class Outbox:
     async def _run(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         def run() -> T:
             try:
-                return job(*args, **kwargs)
+                return self._file.mending(job, *args, **kwargs)
             finally:
                 # From the thread, so that it happens even if the caller was cancelled meanwhile.
                 self._loop.call_soon_threadsafe(self._refresh)

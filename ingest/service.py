@@ -38,6 +38,7 @@ from ingest.monitor import serve_monitor
 from ingest.outbox import Outbox
 from ingest.pipeline import Pipeline
 from ingest.publish import Publisher
+from ingest.restore import Restorer
 from ingest.sinks import open_sink
 from ingest.sinks.base import HotSink, Marker, StreamSink
 from ingest.sinks.redis import RedisSink
@@ -45,7 +46,7 @@ from ingest.sinks.sqlite import SqliteSink
 from ingest.status import health_fields
 from ingest.ticks import Thinner
 from ingest.watchdog import CountedSink, Facts, Notifier, Progress, duties
-from marketdata.errors import ConfigError, StoreRefused, StoreUnavailable, TransientError
+from marketdata.errors import ConfigError, StoreRefused, StoreUnavailable
 from marketdata.settings import CaptureSettings, Settings
 from readers.sources import open_source
 
@@ -95,7 +96,7 @@ class Service:
         self._hot = HotState()
         self._fleet = Fleet(clock)
         self._publishers: dict[str, Publisher] = {}
-        self._redis: RedisSink | None = None
+        self._restorer: Restorer | None = None
         self._capture: CaptureWriter | None = None
 
     def reconcile_soon(self) -> None:
@@ -158,10 +159,12 @@ class Service:
             self._publish("sqlite", self._sink)
         if settings.redis is not None:
             url = settings.redis.url.get_secret_value()
-            redis = RedisSink(url, settings.redis.views, self._fleet.market)
+            redis = RedisSink(
+                url, settings.redis.views, self._fleet.market, now_ms=self._clock.now_ms
+            )
             stack.push_async_callback(redis.close)
-            self._publish("redis", redis, streams=redis)
-            self._redis = redis
+            self._restorer = Restorer(self._hot, stored, self._clock)
+            self._publish("redis", redis, streams=redis, on_loss=self._restorer.start_over)
         self._counted = CountedSink(self._sink)
         self._delivery = Delivery(self._outbox, self._counted, self._clock)
         self._pipeline = Pipeline(
@@ -201,9 +204,20 @@ class Service:
         Connection.raw_data_callback = capture
         stack.callback(setattr, Connection, "raw_data_callback", None)
 
-    def _publish(self, name: str, sink: HotSink, streams: StreamSink | None = None) -> None:
+    def _publish(
+        self,
+        name: str,
+        sink: HotSink,
+        streams: StreamSink | None = None,
+        on_loss: Callable[[], None] = lambda: None,
+    ) -> None:
         self._publishers[name] = Publisher(
-            self._hot, sink, self._clock, every_s=HOT_PERIOD_S[name], streams=streams
+            self._hot,
+            sink,
+            self._clock,
+            every_s=HOT_PERIOD_S[name],
+            streams=streams,
+            on_loss=on_loss,
         )
 
     def _announce(self, markers: Sequence[Marker]) -> None:
@@ -234,7 +248,10 @@ class Service:
             for name, publisher in self._publishers.items()
         ]
         serving.append(tasks.create_task(self._expire(), name="expire"))
-        serving.append(tasks.create_task(self._publish_health(), name="publish.health"))
+        if self._restorer is not None:
+            redis = self._publishers["redis"]
+            serving.append(tasks.create_task(self._restorer.run(redis), name="restore"))
+            serving.append(tasks.create_task(self._tell_health(redis), name="publish.health"))
         self._fleet.start(tasks, handler)
         reloading = tasks.create_task(self._follow_configuration(), name="reload")
         try:
@@ -244,7 +261,9 @@ class Service:
             await self._fleet.end()
             await _end(storing[1:])
             await self._pipeline.finish()
-            if not await self._delivery.drain(DRAIN_S):
+            # After a defect nobody delivers any more.
+            delivering = not storing[0].done()
+            if not (delivering and await self._delivery.drain(DRAIN_S)):
                 depth = self._outbox.depth()
                 log.warning(
                     "outbox_not_drained", rows=depth.rows, kept=str(self._settings.outbox.path)
@@ -291,13 +310,12 @@ class Service:
             except StoreUnavailable as error:
                 log.warning("expiry_put_off", cause=str(error), next_try_s=EXPIRE_PERIOD_S)
 
-    async def _publish_health(self) -> None:
+    async def _tell_health(self, redis: Publisher) -> None:
         """Tell consumers in Redis what each exchange is worth; the keys end with the service."""
-        while self._redis is not None:
+        while True:
             now_ms = self._clock.now_ms()
-            with suppress(TransientError, StoreRefused):  # the publisher says that Redis is away
-                for name, collector in list(self._fleet.collectors.items()):
-                    await self._redis.health(name, health_fields(collector.status(now_ms), now_ms))
+            for name, collector in list(self._fleet.collectors.items()):
+                redis.put_health(name, health_fields(collector.status(now_ms), now_ms))
             await self._clock.sleep(HEALTH_PERIOD_S)
 
     async def _watch_itself(self) -> None:
@@ -312,9 +330,11 @@ class Service:
             else:
                 self._notifier.alive(status_line(facts.status))
             names = [duty.name for duty in still]
-            if names != told:
+            if names and names != told:
                 log.error("stuck", duties=names, next="no watchdog is fed until they go on")
-                told = names
+            elif told and not names:
+                log.info("goes_on", duties=told)
+            told = names
             await asyncio.sleep(self._notifier.look_s)
 
     def _facts(self) -> Facts:

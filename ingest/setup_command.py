@@ -104,7 +104,7 @@ def _settings(path: Path | None) -> tuple[Settings, str | None]:
     try:
         settings = load_config(path)
     except ConfigError as error:
-        if {fault.key for fault in error.faults} != {"store.token"}:
+        if not all(fault.key.startswith("store.token") for fault in error.faults):
             raise
         return load_config(Path(error.source), _Lenient(), read=_read), None
     store = settings.store

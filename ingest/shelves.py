@@ -15,6 +15,11 @@ from ingest.outbox_file import Shelf
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MAX_S = 30.0
 
+PATIENCE_S = 1.0
+"""What a shelf that fails alone may take at first; twice as long each time, if that is needed."""
+PAUSE_TIMES = 10
+"""It rests so many times longer than its failure took: the others have nine tenths of the time."""
+
 PARCEL_S = 0.25
 """What a parcel may take: a new row waits for the one before it, and is under a second old."""
 LEAST_ROWS = 100
@@ -31,6 +36,7 @@ class _Aside:
     backoff: Backoff
     due_ms: int
     most_rows: int
+    patience_s: float | None = None
     doubted: bool = True
     alone: bool = False
 
@@ -44,15 +50,17 @@ class Shelves:
     >>> from ingest.outbox_file import Shelf
     >>> old, new = Shelf(False, 1), Shelf(False, 2)
     >>> shelves = Shelves(uniform=lambda low, high: high)
-    >>> shelves.failed(new, rows=400, now_ms=0)
+    >>> shelves.failed(new, rows=400, now_ms=0, took_s=25.0)
     False
     >>> shelves.aside(now_ms=0), shelves.doubted, shelves.most_rows(new)
     ({Shelf(tick=False, shard=2)}, 1, 200)
     >>> shelves.stored(old)
-    >>> shelves.doubted, shelves.aside(now_ms=500)
-    (0, set())
-    >>> shelves.failed(new, rows=200, now_ms=500), shelves.alone, shelves.wait_ms(now_ms=500)
-    (True, 1, 1000)
+    >>> shelves.doubted, shelves.aside(now_ms=500), shelves.patience_s(new)
+    (0, set(), 1.0)
+    >>> shelves.failed(new, rows=200, now_ms=500, took_s=1.0)
+    True
+    >>> shelves.alone, shelves.wait_ms(now_ms=500), shelves.patience_s(new)
+    (1, 10000, 2.0)
     """
 
     def __init__(self, uniform: Uniform = random.uniform) -> None:
@@ -78,6 +86,11 @@ class Shelves:
         aside = self._failed.get(shelf)
         return MOST_ROWS if aside is None else aside.most_rows
 
+    def patience_s(self, shelf: Shelf) -> float | None:
+        """How long the others may be kept waiting for this one; None where nothing is known."""
+        aside = self._failed.get(shelf)
+        return None if aside is None else aside.patience_s
+
     def wait_ms(self, now_ms: int) -> int | None:
         """Nothing waits on other shelves: milliseconds until the first of these is tried again.
 
@@ -87,19 +100,23 @@ class Shelves:
         due_ms = min((aside.due_ms for aside in self._failed.values()), default=None)
         return None if due_ms is None else due_ms - now_ms
 
-    def failed(self, shelf: Shelf, rows: int, now_ms: int) -> bool:
+    def failed(self, shelf: Shelf, rows: int, now_ms: int, took_s: float) -> bool:
         """A parcel of `rows` rows wasn't stored, for a reason that may lie in the parcel.
 
         True where this shows, for the first time, that the shelf fails alone.
         """
         aside = self._failed.get(shelf)
         if aside is None:
-            backoff = Backoff(BACKOFF_FIRST_S, BACKOFF_MAX_S, self._uniform)
+            backoff = Backoff(BACKOFF_FIRST_S, BACKOFF_MAX_S, self._upper_half)
             aside = self._failed[shelf] = _Aside(backoff, now_ms, MOST_ROWS)
-        aside.due_ms = now_ms + int(1000 * aside.backoff.next_s())
-        aside.most_rows = max(LEAST_ROWS, min(aside.most_rows, rows) // 2)
         shown = not aside.doubted and not aside.alone
         aside.alone = aside.alone or shown
+        pause_s = aside.backoff.next_s()
+        if aside.patience_s is not None:
+            pause_s = max(pause_s, PAUSE_TIMES * took_s)
+            aside.patience_s *= 2
+        aside.due_ms = now_ms + int(1000 * pause_s)
+        aside.most_rows = max(LEAST_ROWS, min(aside.most_rows, rows) // 2)
         return shown
 
     def stored(self, shelf: Shelf) -> None:
@@ -107,6 +124,11 @@ class Shelves:
         self._failed.pop(shelf, None)
         for aside in self._failed.values():
             aside.doubted = False
+            aside.patience_s = aside.patience_s or PATIENCE_S
+
+    def _upper_half(self, low: float, high: float) -> float:
+        """Never at once: a shelf that goes first would come before the others again."""
+        return self._uniform((low + high) / 2, high)
 
     def release(self, now_ms: int) -> None:
         """The store is back: all of them may be tried, the fault may have been its own."""

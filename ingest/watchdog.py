@@ -8,8 +8,8 @@ couldn't help: an exchange or a store that is away, a full disk, a market withou
 |---|---|---|---|
 | `pipeline` | always | a commit (at least one a second), or a try that the disk refuses | 30 s |
 | `fold` | while connections bring data | an event, or a message that is counted as dropped | 60 s |
-| `deliver` | rows wait and the store is live, or a write is under way | a write begins or ends | 600 s |
-| `connect.<exchange>` | all its connections are down, and one may be tried | a handshake begins | 1 h |
+| `deliver` | rows wait for a live store, or a write is under way | a write begins or ends | 600 s |
+| `connect.<exchange>` | no connection is up, and one may be tried | a handshake begins | 1 h |
 
 The loop itself is a duty too: while it hangs, nobody feeds.
 """

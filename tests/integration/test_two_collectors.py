@@ -17,12 +17,13 @@ from ingest.sinks import open_sink
 from marketdata.schema import CANDLE_MS, MINUTE_MS, Gap
 from tests.scenarios import Scene, measured
 from tests.servers.process import free_port
-from tests.service import SPEED, assert_true, running
+from tests.service import assert_true, running
 from tests.waiting import eventually
 
 BTC = "BTC/USDT:USDT"
 PAIRS = {BINANCE: [BTC, "ETH/USDT:USDT"], BYBIT: [BTC, "BTC/USDT"]}
-OFF_S = 150
+SPEED = 30.0
+OFF_S = 120
 
 
 @pytest.fixture
@@ -38,15 +39,15 @@ async def venues():
 def patience(monkeypatch):
     """What takes real time gets it: a busy machine is late by more than the clock's seconds."""
     monkeypatch.setattr("ingest.connection.HANDSHAKE_S", 1_000.0)
-    monkeypatch.setattr("ingest.minutes.GRACE_MS", 20_000)
-    monkeypatch.setattr("ingest.stored.ANSWER_S", 200.0)
+    monkeypatch.setattr("ingest.minutes.GRACE_MS", 30_000)
+    monkeypatch.setattr("ingest.stored.ANSWER_S", 300.0)
 
 
 @pytest.fixture(autouse=True)
 def haste(monkeypatch):
     """What is done every ten minutes is done every minute."""
     monkeypatch.setattr("ingest.repair.AGREE_S", 60.0)
-    monkeypatch.setattr("ingest.collector.ADOPT_S", 60.0)
+    monkeypatch.setattr("ingest.outages.ADOPT_S", 60.0)
     monkeypatch.setattr("ingest.gaps.ABANDONED_MS", 60_000)
 
 
@@ -128,14 +129,16 @@ async def other_follows_a_correction_that_only_one_has_heard(one, other, since_m
     await eventually(revised, 30, "the corrected candle")
     book = other.service._pipeline.books[where]
     await eventually(lambda: book.revisions[minute_ms] == 1, 30, "the other's book follows")
-    await one.clock.sleep(120)
+    await one.clock.sleep(70)
     assert revised().revision == 1, "it is the next one, however often it is looked at"
     await assert_true(one.simulator, one.settings, *where)
 
 
 def left_open(where, start_ms, channel):
     """What a collector that dies leaves in the ledger."""
-    return Gap(*where, channel, start_ms, start_ms + MINUTE_MS, "disconnected", "open", None)
+    exchange, pair = where
+    until_ms = start_ms + MINUTE_MS
+    return Gap(exchange, pair, channel, start_ms, until_ms, "disconnected", "open", None)
 
 
 async def test_either_may_end_and_come_back_and_leaves_no_gap_open(venues, tmp_path, influx):
@@ -160,7 +163,7 @@ async def test_either_may_end_and_come_back_and_leaves_no_gap_open(venues, tmp_p
         await sink.write({"gap": dead})
         await sink.close()
         before, asked = fetched(other), calls(other)
-        await clock.sleep(100)
+        await clock.sleep(70)
 
         def closed():
             gaps = [gap for where in one.where() for gap in other.rows("gap", where, since_ms)]

@@ -76,6 +76,7 @@ class Figures:
     append_rows_per_s: float = 0.0
     drained_s: float = 0.0
     caught_up_rows_per_s: float = 0.0
+    """From the first row stored, while new ones come in at the rate of life."""
     live_again_s: float | None = None
     ages_ms: list[int] = field(default_factory=list)
     """Of the newest probe in the store, from when it was first below a second until the end."""
@@ -347,13 +348,15 @@ async def _live(
     living = asyncio.create_task(_produce(plan, outbox, load, probes))
     looking = asyncio.create_task(_look(figures, store, returned_s))
     try:
+        await eventually(lambda: delivery.accepted > accepted, 60.0, "a row is stored")
+        begun_s = time.monotonic()
         await eventually(
             lambda: outbox.depth().rows < 5 * plan.rows_per_s and delivery.state == "live",
             plan.drained_s,
             "the backlog is gone",
         )
         figures.drained_s = time.monotonic() - returned_s
-        figures.caught_up_rows_per_s = (delivery.accepted - accepted) / figures.drained_s
+        figures.caught_up_rows_per_s = (delivery.accepted - accepted) / (time.monotonic() - begun_s)
         await asyncio.sleep(max(0.0, plan.live_s - figures.drained_s))
     finally:
         await _end([living, looking])

@@ -1,14 +1,19 @@
-"""The order in which rows leave the outbox: by shelves, the newest first."""
+"""What leaves the outbox next: by shelves, newest first, what fails later, as much as goes well."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from random import Random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ingest.outbox import Outbox, Parcel, Shelf
-from ingest.outbox_file import SHARD_MS, OutboxFile
+from ingest.outbox_file import OutboxFile
+from ingest.outbox_records import INSERT_ENTRY, SHARD_MS, Entry
+from ingest.shelves import LEAST_ROWS, MOST_ROWS, PARCEL_S, ParcelSize, Shelves
 from ingest.sinks.base import Settled
 from marketdata.schema import Row
 from tests.stores import TIME, mark, ohlcv
@@ -101,20 +106,21 @@ def test_a_parcel_costs_the_same_however_much_waits(tmp_path: Path) -> None:
             count += 1
             return 0
 
-        file._database._connection.set_progress_handler(counted, 100)
+        assert file._database is not None
+        file._database.connection.set_progress_handler(counted, 100)
         assert file.take(100, skip) is not None
         return count
 
-    costs = []
+    costs, row = [], b'[["X","A/B:B",1,2.0,null]]'
     for commits in (200, 5_000):
-        file = OutboxFile(tmp_path / f"{commits}.db", 2**30)
+        file = OutboxFile(tmp_path / f"{commits}.db", 2**30, lambda: TIME)
         try:
+            assert file._database is not None
             with file._database.transaction() as connection:
                 connection.executemany(
-                    "INSERT INTO entries (created_ms, measurement, tick, shard, first_ms, last_ms,"
-                    " rows, payload) VALUES (?, 'mark_price', 1, ?, ?, ?, 1, ?)",
+                    INSERT_ENTRY,
                     [
-                        (TIME, SHARD - n % 2, TIME, TIME, b'[["X","A/B:B",1,2.0,null]]')
+                        Entry.sealed(n, TIME, "mark_price", 1, SHARD - n % 2, TIME, TIME, 1, row)
                         for n in range(commits)
                     ],
                 )
@@ -123,3 +129,52 @@ def test_a_parcel_costs_the_same_however_much_waits(tmp_path: Path) -> None:
             file.close()
     few, many = costs
     assert many <= tuple(cost + 2 for cost in few)
+
+
+@given(
+    rows=st.lists(st.integers(1, 5), min_size=1, max_size=8),
+    bad=st.sets(st.integers(0, 7)),
+    dice=st.randoms(use_true_random=False),
+)
+def test_sound_shelves_are_stored_whatever_fails_and_what_fails_is_tried_for_ever(
+    rows: list[int], bad: set[int], dice: Random
+) -> None:
+    """Parcels of a second each, from shelves of which the bad ones fail for five minutes."""
+    waiting = {Shelf(False, -n): count for n, count in enumerate(rows)}
+    failing = {Shelf(False, -n) for n in bad} & waiting.keys()
+    shelves = Shelves(dice.uniform)
+    tried_ms = dict.fromkeys(failing, 0)
+    for now_ms in range(0, 600_000, 1_000):
+        aside = shelves.aside(now_ms)
+        shelf = next((shelf for shelf in waiting if shelf not in aside), None)
+        if shelf is None:
+            shelves.wait_ms(now_ms)
+        elif shelf in failing and now_ms < 300_000:
+            shelves.failed(shelf, 100, now_ms, took_s=1.0)
+            assert now_ms - tried_ms[shelf] <= 120_000
+            tried_ms[shelf] = now_ms
+        else:
+            shelves.stored(shelf)
+            assert shelves.doubted == 0
+            waiting[shelf] -= 1
+            if not waiting[shelf]:
+                del waiting[shelf]
+        # What fails takes a second each time, and grows rarer: here less than half of the time.
+        assert now_ms < 200_000 or waiting.keys() <= failing
+    assert not waiting
+    assert (shelves.doubted, shelves.alone) == (0, 0)
+
+
+@given(st.lists(st.tuples(st.integers(1, 6_000), st.floats(0, 30)), max_size=50))
+def test_a_parcels_size_stays_in_its_bounds_and_fits_the_stores_speed(
+    before: list[tuple[int, float]],
+) -> None:
+    size = ParcelSize()
+    for rows, seconds in before:
+        size.took(rows, seconds)
+        assert LEAST_ROWS <= size.rows <= MOST_ROWS
+    for rows_per_s in (500, 8_000, 200_000):
+        for _ in range(10):
+            size.took(size.rows, size.rows / rows_per_s)
+        fitting = min(MOST_ROWS, max(LEAST_ROWS, rows_per_s * PARCEL_S))
+        assert size.rows == pytest.approx(fitting, rel=0.01, abs=1)
