@@ -25,6 +25,7 @@ from ingest.exchanges.rest_base import (
     mark_candle,
     next_candle,
     next_minute,
+    server_time_ms,
     settled_rate,
     settlement_rows,
     volumes_by_id,
@@ -95,9 +96,8 @@ class BinanceFuturesRest:
     async def server_ms(self) -> int:
         answer = await self.client.get("/fapi/v1/time", weight=1)
         body = answer.body
-        server_ms = body.get("serverTime") if isinstance(body, dict) else None
-        if not isinstance(server_ms, int):
-            raise BadMessage(f"{EXCHANGE} time is {body!r}, expected serverTime in ms")
+        told = body.get("serverTime") if isinstance(body, dict) else None
+        server_ms = server_time_ms(EXCHANGE, told, answer.received_ms)
         self._ahead_ms = server_ms - answer.received_ms
         self._measured_ms = answer.received_ms
         return server_ms

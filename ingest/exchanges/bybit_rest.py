@@ -22,8 +22,10 @@ from ingest.exchanges.rest_base import (
     closed_mark_candles,
     kline,
     mark_candle,
+    milliseconds,
     next_candle,
     next_minute,
+    server_time_ms,
     settled_rate,
     settlement_rows,
     volumes_by_id,
@@ -67,7 +69,7 @@ def refusal(answer: Answer) -> MarketDataError | None:
         return RateLimited(f"{words}; asked again in {wait_s:.1f} s", retry_after_s=wait_s)
     if code == ADDRESS_LIMITED:
         return RateLimited(f"{words}; left alone for {BAN_S:.0f} s", retry_after_s=BAN_S)
-    if code is None or code in SERVER_FAULTS:
+    if not isinstance(code, int) or code in SERVER_FAULTS:
         return ExchangeUnavailable(f"{words}; worth another try later")
     return ExchangeRefused(f"{words}, expected 0")
 
@@ -272,25 +274,25 @@ def parse_settlements(rows: list[object], market: Market) -> list[Settled]:
 
 def _mark_candle(row: object, market: Market) -> Mark3m:
     match row:
-        case [str(start), open_, high, low, close] if start.isdecimal():
-            return mark_candle(market, int(start), (open_, high, low, close))
+        case [str(start), open_, high, low, close]:
+            return mark_candle(market, milliseconds(start), (open_, high, low, close))
         case _:
             raise BadMessage(f"{EXCHANGE} {market.id}: mark kline {row!r:.200}, expected 5 strings")
 
 
 def _settlement(row: object, market: Market) -> Settled:
     match row:
-        case {"fundingRateTimestamp": str(time), "fundingRate": rate} if time.isdecimal():
-            return settled_rate(market, int(time), rate)
+        case {"fundingRateTimestamp": str(time), "fundingRate": rate}:
+            return settled_rate(market, milliseconds(time), rate)
         case _:
             raise BadMessage(f"{EXCHANGE} {market.id}: settlement {row!r:.200}, expected a rate")
 
 
 def _kline(row: object, market: Market, server_ms: int) -> Kline:
     match row:
-        case [str(start), open_, high, low, close, volume, turnover] if start.isdecimal():
+        case [str(start), open_, high, low, close, volume, turnover]:
             prices, volumes = (open_, high, low, close), (volume, turnover)
-            return kline(market, server_ms, int(start), prices, volumes, None)
+            return kline(market, server_ms, milliseconds(start), prices, volumes, None)
         case _:
             raise BadMessage(f"{EXCHANGE} {market.id}: kline {row!r:.200}, expected 7 strings")
 
@@ -311,16 +313,15 @@ def _list(answer: Answer) -> list[object]:
 
 
 def _time_ms(answer: Answer) -> int:
-    match answer.body:
-        case {"time": int(time_ms)}:
-            return time_ms
-        case _:
-            raise BadMessage(f"{EXCHANGE} answers {answer.body!r:.100}, expected its time in ms")
+    told = answer.body.get("time") if isinstance(answer.body, dict) else None
+    return server_time_ms(EXCHANGE, told, answer.received_ms)
 
 
 def _reset_s(answer: Answer) -> float:
-    """Until the limit's window ends, or a whole window where the header doesn't say."""
-    reset = answer.headers.get("X-Bapi-Limit-Reset-Timestamp", "")
-    if not reset.isdecimal():
-        return REQUESTS.window_ms / 1000
-    return max(0.1, (int(reset) - _time_ms(answer)) / 1000)
+    """Until the limit's window ends, or a whole window where the answer doesn't say."""
+    reset_ms = milliseconds(answer.headers.get("X-Bapi-Limit-Reset-Timestamp", ""))
+    try:
+        left_ms = reset_ms - _time_ms(answer) if reset_ms else REQUESTS.window_ms
+    except BadMessage:
+        left_ms = REQUESTS.window_ms
+    return min(max(0.1, left_ms / 1000), BAN_S)
