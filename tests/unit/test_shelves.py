@@ -110,18 +110,14 @@ def test_a_parcel_costs_the_same_however_much_waits(tmp_path: Path) -> None:
         return count
 
     costs = []
-    for commits in (200, 5_000):
-        file = OutboxFile(tmp_path / f"{commits}.db", 2**30)
+    for records in (200, 5_000):
+        file = OutboxFile(tmp_path / f"{records}.db", 2**30)
         try:
-            with file._database.transaction() as connection:
-                connection.executemany(
-                    "INSERT INTO entries (created_ms, measurement, tick, shard, first_ms, last_ms,"
-                    " rows, payload) VALUES (?, 'mark_price', 1, ?, ?, ?, 1, ?)",
-                    [
-                        (TIME, SHARD - n % 2, TIME, TIME, b'[["X","A/B:B",1,2.0,null]]')
-                        for n in range(commits)
-                    ],
-                )
+            # One record each, since no two in a row are of one shard.
+            file.append(
+                {"mark_price": [mark(time=TIME - n % 2 * SHARD_MS + n) for n in range(records)]},
+                TIME,
+            )
             costs.append((steps(file), steps(file, Shelf(True, SHARD))))
         finally:
             file.close()
