@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -95,7 +97,18 @@ async def test_shelves_that_are_set_aside_are_passed_over(outbox: Outbox) -> Non
     assert outbox.depth().rows == 9
 
 
-def test_a_parcel_costs_the_same_however_much_waits(tmp_path: Path) -> None:
+def test_a_parcel_costs_the_same_however_much_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[sqlite3.Connection] = []
+    connect = sqlite3.connect
+
+    def remembered(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        opened.append(connect(*arguments, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", remembered)
+
     def steps(file: OutboxFile, *skip: Shelf) -> int:
         """Hundreds of SQLite's own steps for one parcel of 100 rows."""
         count = 0
@@ -105,7 +118,7 @@ def test_a_parcel_costs_the_same_however_much_waits(tmp_path: Path) -> None:
             count += 1
             return 0
 
-        file._database._connection.set_progress_handler(counted, 100)
+        opened[-1].set_progress_handler(counted, 100)
         assert file.take(100, skip) is not None
         return count
 
