@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest.outbox import Outbox, Parcel, Shelf
@@ -138,6 +138,7 @@ def test_a_parcel_costs_the_same_however_much_waits(
     assert many <= tuple(cost + 2 for cost in few)
 
 
+@settings(max_examples=30)
 @given(
     rows=st.lists(st.integers(1, 5), min_size=1, max_size=8),
     bad=st.sets(st.integers(0, 7)),
