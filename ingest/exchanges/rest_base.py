@@ -353,5 +353,7 @@ def _decimals(texts: Sequence[object]) -> list[Decimal] | None:
         numbers = [Decimal(text) for text in texts if isinstance(text, str)]
     except InvalidOperation:
         return None
-    complete = len(numbers) == len(texts) and all(isfinite(float(number)) for number in numbers)
+    complete = len(numbers) == len(texts) and all(
+        number.is_finite() and isfinite(float(number)) for number in numbers
+    )
     return numbers if complete else None
