@@ -142,6 +142,19 @@ class RedisSink:
         self._probes = probes
         self._seen_ms = seconds * 1000 + microseconds // 1000
 
+    async def ends(self) -> dict[str, int]:
+        """When the newest entry of each stream was made, by Redis's clock."""
+        async with self._pipeline() as pipeline:
+            for stream in keys.STREAMS:
+                pipeline.xrevrange(stream, count=1)
+            answers = await self._execute(pipeline)
+        ids = {
+            stream: found[0][0]
+            for stream, found in zip(keys.STREAMS, answers, strict=True)
+            if found
+        }
+        return {stream: int(name.partition(b"-")[0]) for stream, name in ids.items()}
+
     async def update(self, lasts: Sequence[Last]) -> None:
         """Make `lasts` the newest values: hashes, views, and the stream of prices."""
         if not lasts:

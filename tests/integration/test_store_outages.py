@@ -1,4 +1,4 @@
-"""A real InfluxDB that is away, busy, hanging, flapping, full or poisoned, under a full load.
+"""A real InfluxDB away, busy, hanging, flapping, full or poisoned, under rows at full speed.
 
 The short version of `python -m tests.soak`, which does the same for hours.
 """

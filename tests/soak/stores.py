@@ -348,7 +348,7 @@ async def _live(
     living = asyncio.create_task(_produce(plan, outbox, load, probes))
     looking = asyncio.create_task(_look(figures, store, returned_s))
     try:
-        await eventually(lambda: delivery.accepted > accepted, 60.0, "a row is stored")
+        await eventually(lambda: delivery.accepted > accepted, 120.0, "a row is stored")
         begun_s = time.monotonic()
         await eventually(
             lambda: outbox.depth().rows < 5 * plan.rows_per_s and delivery.state == "live",
