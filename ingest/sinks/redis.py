@@ -113,7 +113,9 @@ class RedisSink:
         self._collector = collector
         self._client = redis.Redis.from_url(
             url,
-            socket_timeout=timeout_s,
+            # Our own holds for all of it; theirs is a `wait_for`, which loses cancellations before
+            # Python 3.12.
+            socket_timeout=None,
             socket_connect_timeout=timeout_s,
             retry=Retry(NoBackoff(), 0),
         )
