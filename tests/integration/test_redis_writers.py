@@ -248,9 +248,9 @@ async def test_of_two_collectors_states_the_better_one_is_shown_and_stays(
     one, other = sinks
     key = keys.health(EXCHANGE)
 
-    async def tell(sink: RedisSink, state: str, time_ms: int) -> str | None:
+    async def tell(sink: RedisSink, state: str, time_ms: int) -> tuple[Any, Any]:
         await sink.health(EXCHANGE, {"state": state, "time_ms": time_ms})
-        return client.hget(key, "state"), client.hget(key, "time_ms")  # type: ignore[return-value]
+        return client.hget(key, "state"), client.hget(key, "time_ms")
 
     assert await tell(one, "live", 1_000) == ("live", "1000")
     assert await tell(other, "late", 2_000) == ("live", "1000")
