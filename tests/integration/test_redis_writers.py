@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import Any
@@ -261,3 +262,23 @@ async def test_of_two_collectors_states_the_better_one_is_shown_and_stays(
     # Its own word is not renewed any more.
     client.pexpire(key, keys.HEALTH_TTL_MS - keys.HEALTH_HELD_MS)
     assert await tell(one, "venue_down", 9_000) == ("venue_down", "9000")
+
+
+# Ending.
+
+
+async def test_a_writer_ends_at_whatever_moment_it_is_cancelled(sinks: list[RedisSink]) -> None:
+    sink, _ = sinks
+
+    async def write_on() -> None:
+        while True:
+            await sink.probe()
+
+    await sink.probe()
+    for moment in range(100):
+        writing = asyncio.create_task(write_on())
+        for _ in range(moment % 40):
+            await asyncio.sleep(0)
+        writing.cancel()
+        ended, _ = await asyncio.wait([writing], timeout=10)
+        assert ended, f"it goes on after a cancellation at step {moment % 40}"
