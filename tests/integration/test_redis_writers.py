@@ -233,7 +233,8 @@ async def test_what_redis_executes_long_after_it_was_given_up_is_no_news(
     await sink.probe()
     # As if the call had lain in the socket of a Redis that hung.
     monkeypatch.setattr(sink, "_seen_ms", sink._seen_ms - LATE_MS - 1)
-    await sink.update([priced(TIME, 5.0)])
+    with pytest.raises(StoreUnavailable, match="LATE by"):
+        await sink.update([priced(TIME, 5.0)])
     assert client.exists(LAST, TICKER, keys.STREAM_PRICE) == 0
     await sink.probe()
     await sink.update([priced(TIME + 1, 6.0)])
