@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,10 @@ from marketdata.settings import ExchangeSettings
 log = structlog.get_logger()
 
 REFRESH_S = 300.0
-"""How often metadata is fetched anew: listings and funding intervals change during the day."""
+"""How often metadata is fetched anew: listings and funding intervals change during the day.
+
+Sooner where a pair falls silent alone.
+"""
 DISCOVER_S = 30.0
 """How often it is asked which pairs are wanted."""
 
@@ -96,11 +100,13 @@ class Collector:
         self._rest = self._adapter.rest(parts.budgets, parts.clock, settings.rest_url, self._proxy)
         self._catalogues = Catalogues(parts.folder / "markets", [self._rest], parts.clock)
         self._discovery = self._discover(settings)
+        self._look_at_markets = asyncio.Event()
         self.sentinel = Sentinel(
             exchange,
             self._rest,
             lambda: self._feed,
             lambda: parts.reached(exchange),
+            self._look_at_markets.set,
             parts.clock,
         )
         shared = (exchange, self._rest, parts.stored, parts.pipeline, parts.outbox)
@@ -224,8 +230,15 @@ class Collector:
         return Counter(repaired=counts.repaired, synthetic=counts.synthetic, lost=counts.lost)
 
     def dropped(self) -> Mapping[str, int]:
-        """Messages and topics that could not be used, by kind."""
+        """Messages, topics and names of pairs that could not be used, by kind."""
+        return {**self._unread(), "unusable_names": self._discovery.unusable}
+
+    def _unread(self) -> Mapping[str, int]:
         return {} if self._feed is None else self._feed.dropped
+
+    def handshakes(self) -> tuple[int, bool]:
+        """How many were started, and whether another one may start now."""
+        return self._gate.starts, self._gate.wait_ms(self._parts.clock.monotonic_ms()) == 0
 
     def market(self, pair: str) -> Market | None:
         """The market of a pair that is collected."""
@@ -287,7 +300,7 @@ class Collector:
             self._parts.announce([*markers, *map(_marker, gaps)])
 
     def _note_dropped(self) -> None:
-        dropped = sum(self.dropped().values()) + self._parts.inbox.dropped["candles"]
+        dropped = sum(self._unread().values()) + self._parts.inbox.dropped["candles"]
         if dropped > self._dropped:
             self._repairer.watch.dropped(self._parts.clock.now_ms())
         self._dropped = dropped
@@ -323,7 +336,10 @@ class Collector:
     async def _refresh(self) -> None:
         """Keep listings and funding intervals up to date."""
         while True:
-            await self._parts.clock.sleep(REFRESH_S)
+            with suppress(TimeoutError):
+                async with self._parts.clock.timeout(REFRESH_S):
+                    await self._look_at_markets.wait()
+            self._look_at_markets.clear()
             try:
                 known = await self._catalogues.refresh(self._exchange)
             except MarketDataError as error:
