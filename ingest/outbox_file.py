@@ -186,7 +186,7 @@ class OutboxFile:
             if missed:
                 cause = "its last commits are missing: the write-ahead log was cut, or is gone"
                 ledger.damage = Damage(cause, missed, None)
-        self._lock.keep(self._ledger)
+        self._lock.keep(self._ledger.encode())
         connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         with self._path.open("rb") as file:
             self._lock.keep_first_page(file.read(PAGE_BYTES))
@@ -219,16 +219,17 @@ class OutboxFile:
         if self._database.moved():
             raise DamagedFile("it was moved or deleted under the service")
         ledger = self._ledger.copy()
+        line = None
         with self._database.transaction() as connection:
             yield connection, ledger
             if ledger != self._ledger:
-                ledger.write(connection)
+                line = ledger.write(connection)
             oldest = connection.execute("SELECT created_ms FROM entries ORDER BY id LIMIT 1")
             oldest_ms = next((created_ms for (created_ms,) in oldest), None)
         self._oldest_ms = oldest_ms
-        if ledger != self._ledger:
+        if line is not None:
             self._ledger = ledger
-            self._lock.keep(ledger)
+            self._lock.keep(line)
 
     def append(self, batch: Batch, now_ms: int) -> None:
         """Commit every row of `batch`; ticks may be dropped for it, also of this batch."""
