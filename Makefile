@@ -8,7 +8,7 @@ PYTHON_BIN := .venv/bin
 export PATH := $(PATH):$(CACHE)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test venv lint bench influxd clean
+.PHONY: help demo test venv lint bench soak influxd clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
@@ -33,6 +33,14 @@ bench: .venv/installed ## the figures of the README, as ratios to a bare limit
 	@scripts/get-redis.sh $(CACHE)/bin
 	@scripts/get-influxd.sh $(INFLUXD_BUILT)
 	$(PYTHON_BIN)/python -m tests.bench
+
+soak: .venv/installed ## hours of faults, kills and market time; as root also a full disk
+	@scripts/get-redis.sh $(CACHE)/bin
+	@scripts/get-influxd.sh $(INFLUXD_BUILT)
+	$(PYTHON_BIN)/python -m tests.soak
+	$(PYTHON_BIN)/python -m tests.soak.kill --rounds 20 --store influxdb
+	$(PYTHON_BIN)/python -m tests.soak.chaos --seconds 600 --speed 2
+	$(PYTHON_BIN)/python -m tests.soak.day --hours 24 --speed 60
 
 influxd: $(INFLUXD_BUILT) ## build InfluxDB 2.9.1 into the cache folder (needs Go, Rust, gcc, pkg-config)
 

@@ -12,6 +12,8 @@ from email.utils import parsedate_to_datetime
 
 Uniform = Callable[[float, float], float]
 
+LONGEST_S = 3 * 86_400.0
+"""No ban is longer, so what asks for more is a mistake."""
 REFUSED_S = 120.0
 """The least that is waited after 403, 418 or 429: an address that goes on asking is banned."""
 
@@ -71,6 +73,7 @@ class Gate:
     """A minute, and what handshakes may take longer than others on their way to who counts them."""
 
     def __init__(self) -> None:
+        self.starts = 0
         self._last_ms: int | None = None
         self._closed_until_ms = 0
         self._unproven: list[int] = []
@@ -86,7 +89,8 @@ class Gate:
         return max(0, until_ms - now_ms)
 
     def start(self, now_ms: int) -> None:
-        """A handshake starts now."""
+        """A handshake starts now; `starts` counts them."""
+        self.starts += 1
         self._last_ms = now_ms
         self._unproven.append(now_ms)
 
@@ -108,6 +112,8 @@ class Gate:
 def retry_after_s(header: str | None, now_ms: int) -> float | None:
     """Seconds that a `Retry-After` header asks for, in either of its forms; None without one.
 
+    At most `LONGEST_S`.
+
     >>> retry_after_s("30", now_ms=0), retry_after_s("soon", now_ms=0), retry_after_s(None, 0)
     (30.0, None, None)
     >>> retry_after_s("Thu, 01 Jan 1970 00:01:00 GMT", now_ms=15_000)
@@ -116,8 +122,9 @@ def retry_after_s(header: str | None, now_ms: int) -> float | None:
     if header is None:
         return None
     if header.strip().isdecimal():
-        return float(header)
+        return min(float(header), LONGEST_S)
     try:
-        return max(0.0, parsedate_to_datetime(header).timestamp() - now_ms / 1000)
-    except ValueError:
+        wait_s = parsedate_to_datetime(header).timestamp() - now_ms / 1000
+        return min(max(0.0, wait_s), LONGEST_S)
+    except (ValueError, OverflowError):
         return None

@@ -10,6 +10,16 @@ the same minutes give the same candles:
 - minutes without trades take no part in open, high and low; with none in all three the candle is
   flat at the previous close;
 - volumes are summed as decimals and rounded once, so that the sum is what the exchange prints.
+
+Several collectors may write the same store, each with a book of its own. What the store has is
+merged into the book, and what then differs from the store is written:
+
+- rows with the same values are one: the better `source` stays (`stream`, `rest`, `synthetic`), and
+  the higher `revision`;
+- a minute that the book has only from the store, or made up itself, follows the store;
+- otherwise what the exchange has said to this book counts as the later statement, since a row
+  doesn't tell when it was made, and its revision is above both. `disputed` names such minutes, so
+  that the exchange is asked before.
 """
 
 from __future__ import annotations
@@ -23,6 +33,10 @@ from ingest.model import Kline
 from marketdata.schema import CANDLE_MS, MINUTE_MS, Ohlcv
 
 ZERO = Decimal(0)
+EXACT_DIGITS = 15
+"""Every decimal of so many digits survives being a float."""
+
+_SOURCES = ("synthetic", "rest", "stream")
 
 
 class Changes(NamedTuple):
@@ -49,7 +63,7 @@ def synthetic_minute(exchange: str, symbol: str, minute_ms: int, close: float) -
     )  # fmt: skip
 
 
-def is_traded(minute: Kline) -> bool:
+def is_traded(minute: Kline | Ohlcv) -> bool:
     """Whether anything was traded in a minute."""
     return minute.trades > 0 if minute.trades is not None else minute.volume > 0
 
@@ -65,6 +79,34 @@ def _row(minute: Kline, revision: int) -> Ohlcv:
 
 def _same_values(one: Ohlcv, other: Ohlcv) -> bool:
     return one._replace(source="", revision=0) == other._replace(source="", revision=0)
+
+
+def following(row: Ohlcv, *others: Ohlcv) -> Ohlcv:
+    """A row as it follows others of its key: theirs where the values are the same, else the next.
+
+    >>> row = Ohlcv("X", "A/B", 0, 1.0, 1.0, 1.0, 1.0, 2.0, None, None, "rest", 0)
+    >>> same, unlike = row._replace(source="stream"), row._replace(volume=9.0, revision=3)
+    >>> following(row, same) == same
+    True
+    >>> following(row, same, unlike).revision
+    4
+    """
+    same = [other for other in others if _same_values(other, row)]
+    revision = max((other.revision + (other not in same) for other in others), default=0)
+    source = max((row.source, *(other.source for other in same)), key=_SOURCES.index)
+    return row._replace(source=source, revision=max(row.revision, revision))
+
+
+def is_exact(row: Ohlcv) -> bool:
+    """Whether a stored minute's volumes are as the exchange printed them, fit to be summed.
+
+    >>> row = Ohlcv("X", "A/B", 0, 1.0, 1.0, 1.0, 1.0, 0.1, 83084.9, None, "rest", 0)
+    >>> is_exact(row), is_exact(row._replace(volume=0.1 + 0.2))
+    (True, False)
+    """
+    volumes = [value for value in (row.volume, row.quote_volume) if value is not None]
+    digits = [Decimal(repr(value)).normalize().as_tuple().digits for value in volumes]
+    return all(len(some) <= EXACT_DIGITS for some in digits)
 
 
 def _rank(minute: Kline) -> tuple[bool, int, Decimal, int, float, float, float, float]:
@@ -156,6 +198,42 @@ class CandleBook:
             [candle for open_ms in opens if (candle := self._candle(open_ms)) is not None],
         )
 
+    def merge(
+        self, statements: Iterable[Kline], minutes: Iterable[Ohlcv], candles: Iterable[Ohlcv]
+    ) -> Changes:
+        """Take in closed minutes where the store has these rows; return what it has to be told.
+
+        A stored minute whose volumes may have been rounded isn't taken into the book.
+        """
+        stored = {row.time: row for row in minutes}
+        made = {row.time: row for row in candles}
+        for row in stored.values():
+            if self._yields_to(row) and is_exact(row):
+                self.minutes[row.time] = _stored_minute(row)
+                self.revisions[row.time] = row.revision
+        touched: dict[int, None] = {}
+        for statement in statements:
+            self._take(statement, touched)
+        for time_ms, row in stored.items():
+            if time_ms in self.minutes:
+                self._follow(row, touched)
+        opens = {candle_open_ms(time_ms) for time_ms in (*touched, *stored)} | made.keys()
+        return Changes(
+            [_row(self.minutes[t], self.revisions[t]) for t in sorted(touched)],
+            [c for t in sorted(opens) if (c := self._candle(t, made.get(t))) is not None],
+        )
+
+    def disputed(self, minutes: Iterable[Ohlcv]) -> list[int]:
+        """Those of the stored minutes that the exchange has told this book otherwise."""
+        return [
+            row.time
+            for row in minutes
+            if row.source != "synthetic"
+            and (known := self.minutes.get(row.time)) is not None
+            and not _same_values(_row(known, 0), row)
+            and not self._yields_to(row)
+        ]
+
     def close_before(self, minute_ms: int) -> float | None:
         """The close of the minute before, or None where it isn't known."""
         before = self.minutes.get(minute_ms - MINUTE_MS)
@@ -167,6 +245,28 @@ class CandleBook:
         for known in (self.minutes, self.revisions, self.candles):
             for time_ms in [t for t in known if t < oldest]:
                 del known[time_ms]
+
+    def _yields_to(self, row: Ohlcv) -> bool:
+        """Whether a stored minute takes the place of what the book has."""
+        known = self.minutes.get(row.time)
+        if known is None:
+            return True
+        if _same_values(_row(known, 0), row):
+            return False
+        if known.source == "synthetic":
+            return row.source != "synthetic" or row.revision >= self.revisions[row.time]
+        from_store = known.event_ms == 0
+        return from_store and row.source != "synthetic" and row.revision > self.revisions[row.time]
+
+    def _follow(self, row: Ohlcv, touched: dict[int, None]) -> None:
+        """Count on from a stored minute; it is written where the store has it otherwise."""
+        known = self.minutes[row.time]
+        mine = following(_row(known, self.revisions[row.time]), row)
+        self.minutes[row.time] = known._replace(source=mine.source)
+        self.revisions[row.time] = mine.revision
+        touched.pop(row.time, None)
+        if mine != row:
+            touched[row.time] = None
 
     def _take(self, statement: Kline, touched: dict[int, None]) -> None:
         time_ms = statement.minute_ms
@@ -207,16 +307,15 @@ class CandleBook:
             touched[time_ms] = None
             following = self.minutes.get(time_ms := time_ms + MINUTE_MS)
 
-    def _candle(self, open_ms: int) -> Ohlcv | None:
+    def _candle(self, open_ms: int, stored: Ohlcv | None = None) -> Ohlcv | None:
+        """Make a candle anew; None where it can't be made, or is as it was."""
         times = range(open_ms, open_ms + CANDLE_MS, MINUTE_MS)
-        if any(time_ms not in self.minutes for time_ms in times):
-            return None
-        candle = build_candle([self.minutes[time_ms] for time_ms in times])
         known = self.candles.get(open_ms)
-        if known is not None:
-            changed = not _same_values(candle, known)
-            candle = candle._replace(revision=known.revision + changed)
-            if candle == known:
-                return None
+        if any(time_ms not in self.minutes for time_ms in times):
+            if known is None and stored is not None:
+                self.candles[open_ms] = stored
+            return None
+        before = [row for row in (known, stored) if row is not None]
+        candle = following(build_candle([self.minutes[time_ms] for time_ms in times]), *before)
         self.candles[open_ms] = candle
-        return candle
+        return None if before and candle == before[-1] else candle

@@ -13,6 +13,7 @@ from __future__ import annotations
 import heapq
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,10 @@ _TOLD = re.compile(rb"(wss?://\S+|) <-> (\d+(?:\.\d+)?)(?: (.*))?")
 _NO_FRAME = re.compile(rb"$|https?://\S+ (?:->|<-) |wss?://\S+ <- |configuration: ")
 _OPENING = frozenset({b"", b"opened"})
 
+LATEST_S = 253_402_300_800
+"""The year 10,000, where dates end."""
+SPOILT_MS = 3_600_000
+"""So far from its neighbours no line can be, unless its time is spoilt or the clock was set."""
 
 INTERVALS = "/intervals"
 """Ends the address under which hours between fundings, by exchange id, are among the answers."""
@@ -103,7 +108,7 @@ class Capture:
             Whether that is everything since it was opened, or its address only.
         """
         streams = [
-            self._frames(name, parts[self._first(parts, since_ms, merging) :])
+            self._in_order(self._frames(name, parts[self._first(parts, since_ms, merging) :]))
             for name, parts in self.connections.items()
         ]
         return heapq.merge(*streams, key=lambda frame: frame.received_ms)
@@ -119,15 +124,17 @@ class Capture:
                 match[3] or b""
                 for line in read_lines(parts[index].path)
                 if line is not None and not line[:1].isdigit()
-                if (match := _TOLD.fullmatch(line)) is not None and _ms(match[2]) <= since_ms
+                if (match := _TOLD.fullmatch(line)) is not None
+                if float(match[2]) * 1000 <= since_ms
                 if not (match[3] or b"").startswith(b"lost:")
             ]
             if not told:
                 continue
             if not merging or told[-1].startswith(b"closed") or set(told) & _OPENING:
                 return index
-            opened_ms = _ms(told[-1].rpartition(b" ")[2])
-            return max((n for n, part in enumerate(parts) if part.start_ms <= opened_ms), default=0)
+            with suppress(ValueError):
+                opened_ms = _ms(told[-1].rpartition(b" ")[2])
+                return max((n for n, p in enumerate(parts) if p.start_ms <= opened_ms), default=0)
         return 0
 
     def _frames(self, connection: str, parts: Sequence[Part]) -> Iterator[Frame]:
@@ -144,8 +151,23 @@ class Capture:
                         yield Frame(_ms(match[2]), connection, url, None, told)
                     else:
                         self.damaged += _NO_FRAME.match(line) is None
-                except (ValueError, OverflowError):
+                except ValueError:
                     self.damaged += 1
+
+    def _in_order(self, frames: Iterator[Frame]) -> Iterator[Frame]:
+        """Without the lines whose time is spoilt: one would hold back, or outrun, all others."""
+        before_ms: int | None = None
+        held: Frame | None = None
+        for frame in frames:
+            if held is not None:
+                if _is_spoilt(before_ms, held.received_ms, frame.received_ms):
+                    self.damaged += 1
+                else:
+                    before_ms = held.received_ms
+                    yield held
+            held = frame
+        if held is not None:
+            yield held
 
     def _lines(self, path: Path) -> Iterator[bytes]:
         for line in read_lines(path):
@@ -181,5 +203,24 @@ def _of_exchange(exchange: str, parts: Sequence[Part]) -> Capture:
     return Capture(exchange, [part for part in parts if part.stem == exchange], connections)
 
 
+def _is_spoilt(before_ms: int | None, time_ms: int, after_ms: int) -> bool:
+    """Whether a time lies far from both of its neighbours, which are near each other.
+
+    >>> _is_spoilt(1_000, 9_999_999, 2_000), _is_spoilt(9_000_000, 1_000, 9_001_000)
+    (True, True)
+    >>> _is_spoilt(1_000, 9_999_999, 9_999_999), _is_spoilt(9_000_000, 1_000, 2_000)
+    (False, False)
+    """
+    if before_ms is None:
+        return time_ms > after_ms + SPOILT_MS
+    if abs(after_ms - before_ms) > SPOILT_MS:
+        return False
+    return abs(time_ms - before_ms) > SPOILT_MS and abs(time_ms - after_ms) > SPOILT_MS
+
+
 def _ms(seconds: bytes) -> int:
-    return round(float(seconds) * 1000)
+    """Milliseconds; ValueError for what is no time."""
+    value = float(seconds)
+    if not 0 <= value < LATEST_S:
+        raise ValueError(f"{seconds!r} is no time")
+    return round(value * 1000)

@@ -16,6 +16,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 PIECE_BYTES = 65_536
+MEMBER_BYTES = 8 * 2**20
+"""Of text in a member; only a line that is longer makes it larger."""
+READ_BYTES = 64 * 2**20
+"""The most that a member or a line is read as: one with more is spoilt, and would fill memory."""
 LEVEL = 6
 """Frames shrink to a sixth, for 2 % of a core at 700 a second; level 1 leaves a third more."""
 _GZIP = 31
@@ -103,7 +107,7 @@ def read_lines(path: Path) -> Iterator[bytes | None]:
     """
     if path.suffix != ".gz":
         with path.open("rb") as file:
-            for line in file:
+            while line := file.readline(READ_BYTES):
                 yield line[:-1] if line.endswith(b"\n") else None
         return
     for text in _members(path.read_bytes()):
@@ -122,17 +126,20 @@ def _members(data: bytes) -> Iterator[bytes | None]:
     start = 0
     while start < len(data):
         unpacking = zlib.decompressobj(_GZIP)
-        pieces, at = [], start
+        pieces, at, left = [], start, READ_BYTES
         try:
-            while not unpacking.eof and at < len(data):
+            while not unpacking.eof and at < len(data) and left:
                 piece = view[at : at + PIECE_BYTES]
-                pieces.append(unpacking.decompress(piece))
+                pieces.append(unpacking.decompress(piece, left))
                 at += len(piece) - len(unpacking.unused_data)
+                left -= len(pieces[-1])
         except zlib.error:
-            # None of it: a spoilt digit reads as well as a right one, only the checksum tells.
-            yield None
-            found = data.find(_HEAD, start + 1)
-            start = len(data) if found < 0 else found
-        else:
+            left = 0
+        following = data.find(_HEAD, start + 1)
+        if left and (unpacking.eof or following < 0):
             yield b"".join(pieces)
             start = at
+        else:
+            # None of it: a spoilt digit reads as well as a right one, only the checksum tells.
+            yield None
+            start = len(data) if following < 0 else following

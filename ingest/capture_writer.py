@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import orjson
 import structlog
 
-from ingest.capture_files import append, member, part_of, segment_name
+from ingest.capture_files import MEMBER_BYTES, append, member, part_of, segment_name
 from ingest.clock import Clock
 from ingest.database import Worker
 
@@ -294,8 +294,9 @@ class _Segments:
 
     def _pack(self) -> None:
         for uuid, texts in self._texts.items():
-            packed = member(b"".join(texts))
-            self._put(_Packed(uuid, self._start_ms, packed, len(texts)))
+            for some in _of_members(texts):
+                packed = member(b"".join(some))
+                self._put(_Packed(uuid, self._start_ms, packed, len(some)))
         self._texts.clear()
 
     def _put(self, packed: _Packed) -> None:
@@ -347,3 +348,16 @@ class _Segments:
                 path.unlink(missing_ok=True)
                 self.bytes -= size
                 self.deleted += 1
+
+
+def _of_members(texts: Sequence[bytes]) -> Iterator[list[bytes]]:
+    """Lines as members have them: after the disk was away they may be too many for one."""
+    some: list[bytes] = []
+    size = 0
+    for text in texts:
+        if some and size + len(text) > MEMBER_BYTES:
+            yield some
+            some, size = [], 0
+        some.append(text)
+        size += len(text)
+    yield some

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -39,6 +40,7 @@ _ELSEWHERE = {
     "backfill": "ingest.backfill_command",
     "compare": "ingest.compare_command",
     "outbox": "ingest.outbox_command",
+    "setup": "ingest.setup_command",
     "simulate": "ingest.simulator.command",
 }
 
@@ -106,12 +108,18 @@ def main() -> None:
 def run(config_path: Path | None, log_level: str) -> None:
     """Collect, in the foreground; SIGTERM drains and ends, SIGHUP reads the configuration anew."""
     from ingest.service import Service
+    from ingest.watchdog import Notifier
 
     configure_logging(log_level)
     settings = load_config(config_path)
 
     async def work(stop: asyncio.Event) -> None:
-        service = Service(settings, Clock(), reload=lambda: load_config(config_path))
+        service = Service(
+            settings,
+            Clock(),
+            reload=lambda: load_config(config_path),
+            notifier=Notifier.from_environ(os.environ),
+        )
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reconcile_soon)
         await service.run(stop, console=_errors)
 

@@ -1,8 +1,8 @@
 """Everything of one exchange: its markets, the feed that streams them, and what completes it.
 
-What completes it: minutes (`repair`), mark candles (`marks`), settlements (`settlements`), and the
-watch over all of it (`sentinel`). Every half a minute the collector looks whether other pairs are
-wanted, or the exchange lists other markets, and has everyone follow.
+What completes it: minutes (`repair`), mark candles (`marks`), settlements (`settlements`), gaps of
+ticks (`outages`), and the watch over all of it (`sentinel`). Every half a minute it looks whether
+other pairs are wanted, or the exchange lists other markets, and has everyone follow.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from ingest.inbox import Inbox
 from ingest.lanes import Lane
 from ingest.marks import MarkRepairer
 from ingest.model import Event
+from ingest.outages import OutageCloser
 from ingest.outbox import Outbox
 from ingest.pipeline import Pipeline
 from ingest.repair import Repairer
@@ -42,19 +44,20 @@ from ingest.settlements import Settler
 from ingest.sinks.base import Marker
 from ingest.status import exchange_status
 from ingest.stored import StoredRows
-from marketdata.errors import ConfigError, ExchangeUnavailable, MarketDataError, StoreUnavailable
+from marketdata.errors import ConfigError, ExchangeUnavailable, MarketDataError
 from marketdata.pairs import Catalogue, Market
-from marketdata.schema import Gap, GapState, MarkPrice
+from marketdata.schema import Gap, MarkPrice
 from marketdata.settings import ExchangeSettings
 
 log = structlog.get_logger()
 
 REFRESH_S = 300.0
-"""How often metadata is fetched anew: listings and funding intervals change during the day."""
+"""How often metadata is fetched anew: listings and funding intervals change during the day.
+
+Sooner where a pair falls silent alone.
+"""
 DISCOVER_S = 30.0
 """How often it is asked which pairs are wanted."""
-NEVER_BEFORE_MS = 7 * 86_400_000
-"""How far back the last tick of an earlier run is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +100,13 @@ class Collector:
         self._rest = self._adapter.rest(parts.budgets, parts.clock, settings.rest_url, self._proxy)
         self._catalogues = Catalogues(parts.folder / "markets", [self._rest], parts.clock)
         self._discovery = self._discover(settings)
+        self._look_at_markets = asyncio.Event()
         self.sentinel = Sentinel(
             exchange,
             self._rest,
             lambda: self._feed,
             lambda: parts.reached(exchange),
+            self._look_at_markets.set,
             parts.clock,
         )
         shared = (exchange, self._rest, parts.stored, parts.pipeline, parts.outbox)
@@ -115,6 +120,9 @@ class Collector:
             ahead_ms=lambda: self.sentinel.freshness.offset.ms,
         )
         self._settler = Settler(*shared, parts.hot, parts.clock, lookback_ms=parts.lookback_ms)
+        self._outages = OutageCloser(
+            exchange, self.sentinel.judge, self._marks, parts.stored, parts.outbox, parts.clock
+        )
         self._gate = Gate()
         self._catalogue: Catalogue | None = None
         self._markets: Mapping[str, Market] = {}
@@ -167,9 +175,9 @@ class Collector:
             "settle": self._settler.run,
             "probe": self.sentinel.probe,
             "watch": self._watch,
+            "outages": self._outages.run,
             "refresh": self._refresh,
             "discover": self._look_for_pairs,
-            "resume": self._resume_ticks,
         }
         if "mark_price" in self._settings.channels:
             tasks["marks"] = self._marks.run
@@ -222,8 +230,15 @@ class Collector:
         return Counter(repaired=counts.repaired, synthetic=counts.synthetic, lost=counts.lost)
 
     def dropped(self) -> Mapping[str, int]:
-        """Messages and topics that could not be used, by kind."""
+        """Messages, topics and names of pairs that could not be used, by kind."""
+        return {**self._unread(), "unusable_names": self._discovery.unusable}
+
+    def _unread(self) -> Mapping[str, int]:
         return {} if self._feed is None else self._feed.dropped
+
+    def handshakes(self) -> tuple[int, bool]:
+        """How many were started, and whether another one may start now."""
+        return self._gate.starts, self._gate.wait_ms(self._parts.clock.monotonic_ms()) == 0
 
     def market(self, pair: str) -> Market | None:
         """The market of a pair that is collected."""
@@ -280,46 +295,15 @@ class Collector:
             await self._parts.clock.sleep(1.0)
             self._note_dropped()
             markers = self.sentinel.look()
-            self._settle_outages()
             gaps = self.sentinel.judge.outages.rows() + self._repairer.watch.ledger.rows()
             await self._parts.pipeline.put_rows({"gap": gaps})
             self._parts.announce([*markers, *map(_marker, gaps)])
 
     def _note_dropped(self) -> None:
-        dropped = sum(self.dropped().values()) + self._parts.inbox.dropped["candles"]
+        dropped = sum(self._unread().values()) + self._parts.inbox.dropped["candles"]
         if dropped > self._dropped:
             self._repairer.watch.dropped(self._parts.clock.now_ms())
         self._dropped = dropped
-
-    def _settle_outages(self) -> None:
-        """Lost marks come back as mark candles; lost funding ticks can't be had again."""
-        outages, now_ms = self.sentinel.judge.outages, self._parts.clock.now_ms()
-        for key, gap in outages.ended():
-            state: GapState = "lost"
-            if gap.channel == "mark_price":
-                state = self._marks.state(gap.symbol, gap.time, gap.until_ms)
-            if state != "open":
-                outages.settle(key, gap.time, state, now_ms)
-
-    async def _resume_ticks(self) -> None:
-        """What an earlier run has stored last tells since when ticks are missing."""
-        now_ms = self._parts.clock.now_ms()
-        for pair, channels in self.sentinel.freshness.channels().items():
-            for channel, measurement in (
-                ("mark_price", "mark_price"),
-                ("funding", "funding_rate"),
-            ):
-                if channel not in channels:
-                    continue
-                where = (measurement, self._exchange, pair, now_ms - NEVER_BEFORE_MS, now_ms)
-                try:
-                    rows = await asyncio.to_thread(self._parts.stored.rows, *where, 1)
-                except StoreUnavailable as error:
-                    log.warning("restart_gap_unknown", pair=pair, cause=str(error))
-                    return
-                if rows:
-                    key = (self._exchange, pair, channel)
-                    self.sentinel.judge.resume_after_restart(key, rows[-1].time, now_ms)
 
     async def _look_for_pairs(self) -> None:
         while True:
@@ -352,7 +336,10 @@ class Collector:
     async def _refresh(self) -> None:
         """Keep listings and funding intervals up to date."""
         while True:
-            await self._parts.clock.sleep(REFRESH_S)
+            with suppress(TimeoutError):
+                async with self._parts.clock.timeout(REFRESH_S):
+                    await self._look_at_markets.wait()
+            self._look_at_markets.clear()
             try:
                 known = await self._catalogues.refresh(self._exchange)
             except MarketDataError as error:

@@ -44,13 +44,12 @@ def prepare_demo(folder: Path, now_ms: int) -> Demo:
             "simulator",
             command_of("ingest", "simulate", "--port", str(simulator)),
             folder / "simulator.log",
-            {},
         ),
     ]
     notes = [f"simulator at http://127.0.0.1:{simulator}/sim (faults: docs/simulator.md)"]
     if server is not None:
         command = [server, "--port", str(redis), "--bind", "127.0.0.1", "--save", ""]
-        parts.append(Part("redis", [*command, "--dir", str(folder)], folder / "redis.log", {}))
+        parts.append(Part("redis", [*command, "--dir", str(folder)], folder / "redis.log"))
         notes.append(f"hot values in Redis at redis://127.0.0.1:{redis}/0")
     else:
         notes.append("no redis-server found: hot values are in SQLite's table `last` only")

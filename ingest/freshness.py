@@ -5,7 +5,8 @@ clock the state of each channel, and tells what has changed. The same code runs 
 
 - `live`: the newest event is younger than the channel's deadline.
 - `quiet`: nothing comes, and there is proof that nothing happened: the channel is one of trades,
-  and its connection delivers other things, or REST has confirmed the silence.
+  and its connection delivers other things, or REST has confirmed the silence; a last price also
+  stands while the pair's klines end at it.
 - `late`: past its deadline without such proof, or REST has shown that something did happen.
 - `disconnected`: the connection that carries it is down.
 - `venue_down`: the exchange says so, or nothing of it can be reached.
@@ -107,7 +108,7 @@ class _Cell:
     state: State = "starting"
     event_ms: int | None = None
     quiet_until_ms: int = 0
-    """REST has confirmed that nothing happened up to then."""
+    """It is confirmed that nothing happened up to then."""
     silent: bool = False
     """REST has shown what the stream didn't bring."""
 
@@ -200,6 +201,12 @@ class Freshness:
             if cell is not None:
                 cell.quiet_until_ms = max(cell.quiet_until_ms, until_ms)
                 cell.silent = False
+
+    def confirm_price(self, pair: str, until_ms: int) -> None:
+        """A kline says that the newest last price still was the last one at `until_ms`."""
+        cell = self._cells.get((pair, "last_price"))
+        if cell is not None:
+            cell.quiet_until_ms = max(cell.quiet_until_ms, until_ms)
 
     def confirm_silent(self, pair: str) -> None:
         """REST has a trade that the stream, though connected, didn't bring."""

@@ -6,6 +6,9 @@ back, `empty` if nothing was traded in it. A hole that begins where an earlier o
 reason ended continues it: one run is one row. Every change of a gap is a row for the measurement
 `gap`, keyed by its first missing instant, so that the store has the newest state of each.
 
+Several collectors write into the same ledger, each what its own streams have missed. What one that
+has ended left open, the others (or itself, started again) take over and bring to its end.
+
 Pure: times are passed in.
 """
 
@@ -13,13 +16,42 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from marketdata.schema import Gap, GapReason, GapState
 
 Key = tuple[str, str, str]
 """Exchange, pair, channel."""
 
+ABANDONED_MS = 600_000
+"""A gap that is open so long after its end is nobody's any more."""
+
 _RANK: dict[str, int] = {"open": 0, "empty": 1, "repaired": 2, "lost": 3}
+
+
+def abandoned(gaps: Iterable[Gap], now_ms: int) -> list[Gap]:
+    """Of the stored gaps those that are open though whoever entered them had time to close them.
+
+    >>> gap = Gap("X", "A/B:B", "candles", 0, 60_000, "silent", "open", None)
+    >>> abandoned([gap, gap._replace(state="lost")], 660_001) == [gap]
+    True
+    >>> abandoned([gap], 660_000)
+    []
+    """
+    return [gap for gap in gaps if gap.state == "open" and gap.until_ms + ABANDONED_MS < now_ms]
+
+
+def is_covered(times: Iterable[int], start_ms: int, until_ms: int, step_ms: int) -> bool:
+    """Whether ticks at these times leave no more than a step of a gap empty; without any it is.
+
+    >>> is_covered([100, 200], 0, 300, 100), is_covered([200], 0, 300, 100)
+    (True, False)
+    >>> is_covered([], 0, 50, 100)
+    False
+    """
+    inside = [time_ms for time_ms in times if start_ms <= time_ms < until_ms]
+    edges = [start_ms, *inside, until_ms]
+    return bool(inside) and all(end - start <= step_ms for start, end in pairwise(edges))
 
 
 @dataclass(slots=True)
@@ -64,10 +96,11 @@ class Ledger:
         return sum(len(runs) for runs in self._open.values())
 
     def load(self, gaps: Iterable[Gap]) -> None:
-        """Take over the gaps that the store says are open."""
+        """Take over the gaps that the store says are open; those that are known stay."""
         for gap in gaps:
-            if gap.state == "open":
-                key = (gap.exchange, gap.symbol, gap.channel)
+            key = (gap.exchange, gap.symbol, gap.channel)
+            known = {run.start_ms for run in self._open.get(key, ())}
+            if gap.state == "open" and gap.time not in known:
                 run = _Run(gap.time, gap.until_ms, gap.reason)
                 run.left.update(range(gap.time, gap.until_ms, self._step_ms))
                 self._open.setdefault(key, []).append(run)
@@ -93,13 +126,13 @@ class Ledger:
     def found(self, key: Key, times: Iterable[int], state: GapState, now_ms: int) -> None:
         """These instants are no longer missing, for the reason that `state` names."""
         for time_ms in times:
-            for run in self._open.get(key, ()):
+            # Gaps overlap where another collector has entered some of it too.
+            for run in list(self._open.get(key, ())):
                 if time_ms in run.left:
                     run.left.discard(time_ms)
                     run.worst = max(run.worst, state, key=_RANK.__getitem__)
                     if not run.left:
                         self._close(key, run, now_ms)
-                    break
 
     def give_up(self, key: Key, now_ms: int) -> None:
         """Nobody waits for this pair's channel any more: what is missing of it is lost."""
@@ -171,10 +204,10 @@ class Outages:
         return len(self._gaps)
 
     def load(self, gaps: Iterable[Gap]) -> None:
-        """Take over the gaps that the store says are open; nothing has come since."""
+        """Take over the gaps that the store says are open; those that are known stay."""
         for gap in gaps:
-            key = (gap.exchange, gap.symbol, gap.channel)
-            self._gaps[key, gap.time] = gap
+            if gap.state == "open":
+                self._gaps.setdefault(((gap.exchange, gap.symbol, gap.channel), gap.time), gap)
 
     def begin(self, key: Key, start_ms: int, reason: GapReason, now_ms: int) -> None:
         """Nothing has come since `start_ms`; a run that is known to be, goes on."""
@@ -197,12 +230,14 @@ class Outages:
         return [
             (key, gap)
             for (key, start_ms), gap in self._gaps.items()
-            if self._running.get(key) != start_ms
+            if gap.state == "open" and self._running.get(key) != start_ms
         ]
 
     def settle(self, key: Key, start_ms: int, state: GapState, now_ms: int) -> None:
-        """What became of a gap that is over."""
-        gap = self._gaps[key, start_ms]
+        """What became of a gap that is over; one that is settled already stays as it is."""
+        gap = self._gaps.get((key, start_ms))
+        if gap is None or gap.state != "open":
+            return
         self._gaps[key, start_ms] = gap._replace(state=state, closed_ms=now_ms)
         self._changed.add((key, start_ms))
         self.closed[state] += 1

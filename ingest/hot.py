@@ -115,6 +115,10 @@ class HotState:
             for changed in self._subscribers:
                 changed.add(key)
 
+    def keys(self) -> set[PairKey]:
+        """The pairs of which anything is known."""
+        return set(self._newest)
+
     def take(self, changed: set[PairKey]) -> list[Last]:
         """The newest values of the pairs that have changed; empties `changed`."""
         lasts = [self._newest[key].last(key) for key in changed if key in self._newest]

@@ -30,10 +30,12 @@ class Judge:
         self.freshness = freshness
         self.outages = Outages()
         self._exchange = exchange
+        self._price: dict[str, float] = {}
 
     def follow(self, channels: Mapping[str, Collection[str]], now_ms: int) -> None:
         """Judge these pairs' channels from now on, and no others."""
         self.freshness.follow(channels, now_ms)
+        self._price = {pair: price for pair, price in self._price.items() if pair in channels}
         keys = {(self._exchange, pair, name) for pair, some in channels.items() for name in some}
         self.outages.keep(keys, now_ms)
 
@@ -42,6 +44,10 @@ class Judge:
         event_ms = event.event_ms if isinstance(event, Kline) else event.time
         channel = _CHANNEL[type(event)]
         self.freshness.event(event.symbol, channel, event_ms, received_ms)
+        if isinstance(event, LastPrice):
+            self._price[event.symbol] = event.price
+        elif isinstance(event, Kline) and event.close == self._price.get(event.symbol):
+            self.freshness.confirm_price(event.symbol, event_ms)
 
     def look(self, now_ms: int) -> list[Change]:
         """Judge everything now; what has changed."""

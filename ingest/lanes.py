@@ -28,6 +28,9 @@ class Lane:
     silence_s
         For each kind of data how long none may come before the connection is replaced; the kind
         `data` is all of them together, `frames` is everything that comes.
+    doubt_s
+        Where silence proves nothing, since nothing may be traded: after how long without data the
+        connection is held against a second one (see `liveness.Doubt`).
     lifetime_s
         When the exchange cuts connections of a certain age: how old it may become before that.
     """
@@ -36,6 +39,7 @@ class Lane:
     url: str
     topics: tuple[str, ...]
     silence_s: Mapping[str, float]
+    doubt_s: float | None = None
     lifetime_s: float | None = None
 
     @property
@@ -58,7 +62,7 @@ class LaneStatus:
     """What a lane is worth now; `last_error` is how its last connection failed.
 
     `reconnects` counts the connections that had to be replaced, `rotations` those that were left
-    for a new one while they still delivered.
+    for a new one while they still delivered, or might have.
     """
 
     id: str

@@ -40,10 +40,8 @@ async def launch_all(
     settings = load_config(config_path)
     config = str(settings.source)
     parts = [
-        Part(
-            "service", command_of("ingest", "run", "--config", config), folder / "service.log", {}
-        ),
-        Part("api", command_of("readers", "serve", "--config", config), folder / "api.log", {}),
+        Part("service", command_of("ingest", "run", "--config", config), folder / "service.log"),
+        Part("api", command_of("readers", "serve", "--config", config), folder / "api.log"),
         *extra,
     ]
     launcher = Launcher(parts, clock)

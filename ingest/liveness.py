@@ -9,6 +9,12 @@ PROVEN_S = 3.0
 """Data for so long, and the exchange has accepted us."""
 HEALTHY_S = 30.0
 """Data for so long, and the back-off starts anew."""
+PAUSE_S = 5.0
+STEADY_S = 60.0
+"""Data for so long without a pause, and silence is no habit of these markets."""
+MOST_PATIENCE = 8
+FORGET_S = 600.0
+"""So long after the last doubt, and what it told is old."""
 
 
 class Liveness:
@@ -34,12 +40,16 @@ class Liveness:
         self.opened_ms = opened_ms
         self.first_ms: int | None = None
         self.last_ms: int | None = None
+        self.doubt_s = lane.doubt_s
         self._limits_s = lane.silence_s
         self._kinds = lane.kinds
         self._last_ms: dict[str, int] = {}
+        self._flowing_since_ms = opened_ms
 
     def data(self, kind: str, now_ms: int) -> bool:
         """Data of a kind has come; True if it is the first of this connection."""
+        if self.last_ms is None or now_ms - self.last_ms > PAUSE_S * 1000:
+            self._flowing_since_ms = now_ms
         last_ms = self._last_ms
         last_ms[kind] = last_ms[ANY_DATA] = last_ms[ANY_FRAME] = self.last_ms = now_ms
         if self.first_ms is not None:
@@ -87,6 +97,12 @@ class Liveness:
         return self._kinds & lately <= self._last_ms.keys()
 
     @property
+    def steady(self) -> bool:
+        """Whether data came without a pause for a while, up to the newest."""
+        newest_ms = self._flowing_since_ms if self.last_ms is None else self.last_ms
+        return newest_ms - self._flowing_since_ms >= STEADY_S * 1000
+
+    @property
     def proven(self) -> bool:
         """Whether it has delivered for more than a moment."""
         return self._delivered_ms >= PROVEN_S * 1000
@@ -101,3 +117,46 @@ class Liveness:
         if self.first_ms is None or self.last_ms is None:
             return 0
         return self.last_ms - self.first_ms
+
+
+class Doubt:
+    """A lane's doubts about connections that bring nothing, from one connection to the next.
+
+    A connection that has died looks like one to markets where nothing is traded. Only a second one
+    can tell, so a doubt costs a handshake, and each one that is settled makes the lane wait twice
+    as long, up to `MOST_PATIENCE` times, with the next. Data that flow steadily end that, and so
+    do `FORGET_S` without a doubt.
+
+    >>> liveness = Liveness(Lane("a", "ws://x", ("t",), {}, doubt_s=10.0), opened_ms=0)
+    >>> doubt = Doubt()
+    >>> liveness.data("candles", 1_000), doubt.about(liveness, 11_000)
+    (True, None)
+    >>> doubt.about(liveness, 11_001)
+    'no data for 10 s'
+    >>> doubt.settled(12_000)
+    >>> doubt.about(liveness, 32_000), doubt.about(liveness, 32_001)
+    (None, 'no data for 20 s')
+    """
+
+    def __init__(self) -> None:
+        self._patience = 1
+        self._settled_ms: int | None = None
+
+    def about(self, liveness: Liveness, now_ms: int) -> str | None:
+        """What the connection is doubted for; None while it isn't."""
+        since_ms = liveness.last_ms
+        if liveness.doubt_s is None or since_ms is None:
+            return None
+        if self._settled_ms is not None:
+            flows = liveness.steady and since_ms > self._settled_ms
+            if flows or now_ms - self._settled_ms > FORGET_S * 1000:
+                self._patience, self._settled_ms = 1, None
+            else:
+                since_ms = max(since_ms, self._settled_ms)
+        limit_s = liveness.doubt_s * self._patience
+        return f"no data for {limit_s:g} s" if now_ms - since_ms > limit_s * 1000 else None
+
+    def settled(self, now_ms: int) -> None:
+        """A second connection has been held against it; whichever is kept, it is believed."""
+        self._patience = min(MOST_PATIENCE, 2 * self._patience)
+        self._settled_ms = now_ms

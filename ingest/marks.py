@@ -4,7 +4,7 @@ A `MarkBook` folds the marks of one pair into candles, whatever the order in whi
 can't see the marks that didn't come, so a candle counts as complete only if no two marks in a row,
 nor a mark and the candle's edge, are further apart than the stream's cadence explains. All others
 are holes: `MarkRepairer` fetches them in whole ranges, the newest first, and also those of the
-lookback that the store lacks.
+lookback that the store lacks. What another collector has written by then isn't fetched.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ingest.holes import Hole, merge_holes, split_hole
 from ingest.logs import OncePerOutage
 from ingest.outbox import Outbox
 from ingest.settlements import RowWriter
-from ingest.stored import StoredRows, rows_so_far
+from ingest.stored import StoredRows, StoreFirst, rows_so_far
 from marketdata.errors import TerminalError, TransientError
 from marketdata.pairs import Market
 from marketdata.schema import CANDLE_MS, GapState, Mark3m, MarkPrice, Row
@@ -182,6 +182,7 @@ class MarkRepairer:
         self._exchange = exchange
         self._rest = rest
         self._stored = stored
+        self._store_first = StoreFirst(stored, outbox, clock)
         self._pipeline = pipeline
         self._outbox = outbox
         self._clock = clock
@@ -342,9 +343,14 @@ class MarkRepairer:
     async def _repair(self, followed: _Followed, hole: Hole) -> None:
         there: dict[int, Mark3m] = {}
         market = followed.market
-        async for rows in self._rest.mark_candles(market, hole.start_ms, hole.end_ms):
-            there |= {row.time: row for row in rows}
+        where = ("mark_3m", self._exchange, market.pair, hole.start_ms, hole.end_ms)
+        followed.open -= {row.time for row in await self._store_first.rows(Mark3m, *where)}
         asked = {t for t in followed.open if hole.start_ms <= t < hole.end_ms}
+        if not asked:
+            return
+        start_ms, end_ms = min(asked), max(asked) + CANDLE_MS
+        async for rows in self._rest.mark_candles(market, start_ms, end_ms):
+            there |= {row.time: row for row in rows}
         # Between missing candles lie some of the stream, which stay as they are.
         found = [there[open_ms] for open_ms in sorted(asked & there.keys())]
         if found:

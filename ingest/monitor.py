@@ -5,13 +5,14 @@ Nothing is counted twice: metrics are read off the same status that people see, 
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import orjson
 from aiohttp import web
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -22,7 +23,10 @@ Status = Callable[[], Mapping[str, Any]]
 
 
 class StatusMetrics(Collector):
-    """The status as Prometheus metrics; states are one gauge a state, as 0 or 1 or a count."""
+    """The status as Prometheus metrics; states are one gauge a state, as 0 or 1 or a count.
+
+    To be asked in the event loop: it counts the loop's tasks.
+    """
 
     def __init__(self, status: Status) -> None:
         self._status = status
@@ -39,6 +43,9 @@ class StatusMetrics(Collector):
         yield up
         yield from _exchange_metrics(status)
         yield from _store_metrics(status)
+        tasks = GaugeMetricFamily("ingest_tasks", "Tasks of the event loop")
+        tasks.add_metric([], len(asyncio.all_tasks()))
+        yield tasks
 
 
 def _exchange_metrics(status: Mapping[str, Any]) -> Iterator[Metric]:
@@ -90,6 +97,12 @@ def _store_metrics(status: Mapping[str, Any]) -> Iterator[Metric]:
     if status["redis"]["state"] is not None:
         up.add_metric(["redis"], float(status["redis"]["state"] == "live"))
     yield up
+    aside = GaugeMetricFamily("ingest_shelves_aside", "Shelves that fail while others are stored")
+    aside.add_metric([], store["aside"])
+    yield aside
+    inbox = GaugeMetricFamily("ingest_inbox_events", "Events that aren't folded yet")
+    inbox.add_metric([], status["inbox"]["events"])
+    yield inbox
     waiting = GaugeMetricFamily("ingest_outbox_rows", "Rows that the store doesn't have yet")
     waiting.add_metric([], outbox["rows"])
     yield waiting
@@ -116,6 +129,7 @@ def monitor_app(status: Status) -> web.Application:
     """The monitor's routes: GET /health (200 fresh, 503 not), /status (JSON), /metrics."""
     registry = CollectorRegistry()
     registry.register(StatusMetrics(status))
+    ProcessCollector(registry=registry)
 
     async def health(_: web.Request) -> web.Response:
         now = status()

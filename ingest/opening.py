@@ -19,7 +19,7 @@ from ingest.backoff import Uniform
 from ingest.clock import Clock
 from ingest.connection import FeedConnection
 from ingest.lanes import Lane
-from ingest.liveness import Liveness
+from ingest.liveness import Doubt, Liveness
 from marketdata.errors import ExchangeUnavailable, RateLimited
 
 log = structlog.get_logger()
@@ -92,10 +92,14 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Leaving:
-    """Why a connection that still delivers is to be left; not `planned` if something is missing."""
+    """Why a connection that still delivers is to be left; not `planned` if something is missing.
+
+    One that is `doubted` may have died, or have nothing to deliver.
+    """
 
     cause: str
     planned: bool = True
+    doubted: bool = False
 
 
 class Opening:
@@ -103,6 +107,8 @@ class Opening:
 
     Parameters
     ----------
+    doubt
+        The lane's, shared by its openings.
     news
         Called with this at each change of what the attributes say.
 
@@ -128,6 +134,7 @@ class Opening:
         lane: Lane,
         clock: Clock,
         uniform: Uniform,
+        doubt: Doubt,
         news: Callable[[Opening], None],
     ) -> None:
         self.lane = lane
@@ -143,6 +150,7 @@ class Opening:
         self._connection = feed.connection(lane)
         self._clock = clock
         self._uniform = uniform
+        self._doubt = doubt
         self._news = news
         self._leave_ms: int | None = None
         self._leave_cause = ""
@@ -163,6 +171,11 @@ class Opening:
     def delivers(self) -> bool:
         """Whether any data has come."""
         return self.liveness is not None and self.liveness.first_ms is not None
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it is open and no data has come."""
+        return self.liveness is not None and self.liveness.first_ms is None
 
     def as_good_as(self, other: Opening) -> bool:
         """Whether leaving the other for it would lose nothing that the other brings."""
@@ -262,6 +275,8 @@ class Opening:
             leaving = Leaving(overdue, planned=False)
         elif self._leave_ms is not None and now_ms >= self._leave_ms:
             leaving = Leaving(self._leave_cause)
+        elif (doubt := self._doubt.about(liveness, now_ms)) is not None:
+            leaving = Leaving(doubt, doubted=True)
         if leaving != self.leaving:
             self.leaving = leaving
             self._news(self)

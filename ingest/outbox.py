@@ -5,9 +5,10 @@ Invariants
       cut. When it raises, none is kept.
     * A row leaves in one of three ways only: settled as accepted, settled as rejected (then it is
       in the quarantine, with the sink's words), or dropped and counted in `dropped`.
-    * A parcel holds rows of one shard of time (30 days), and either ticks only or none. Within
-      that, rows come out in the order in which they went in, so that the later state of a row is
-      written last. Across shards the oldest entry goes first.
+    * Rows lie on shelves: ticks or the rest, by shard of time (30 days). A parcel is of one shelf.
+      Ticks are never rewritten: the newest leave first. The rest leaves in the order in which it
+      came, so that the later state of a row is written last. Shelves without ticks go before those
+      with, newer shards before older ones; `take` passes over those that its caller has set aside.
     * One process per file: a second one is refused.
 
 Records
@@ -18,9 +19,9 @@ Records
     Beside the file lies `<name>.lock`, locked (flock) by the process that has it open.
 
 Recovery
-    SQLite's own: a commit is whole or absent. After a crash the next `take` begins with the same
-    rows; those that the store has already are written to it again, which changes nothing there,
-    since points are keyed. Delivery is at least once, and effectively once.
+    SQLite's own: a commit is whole or absent. After a crash what was with the sink is taken again;
+    rows that the store has already are written to it once more, which changes nothing there, since
+    points are keyed. Delivery is at least once, and effectively once.
 
 The bound
     `max_bytes` of payload. Beyond it the oldest entries of mark prices are dropped, then those of
@@ -39,17 +40,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from ingest.clock import Clock
 from ingest.database import Worker
-from ingest.outbox_file import Depth, OutboxFile, Parcel
+from ingest.outbox_file import Depth, OutboxFile, Parcel, Shelf
 from ingest.sinks.base import Settled
 from marketdata.schema import Batch, Row
 
-__all__ = ["Depth", "Outbox", "Parcel"]
+__all__ = ["Depth", "Outbox", "Parcel", "Shelf"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -86,9 +87,13 @@ class Outbox:
         """Keep `batch`: on disk when this returns. Don't change its lists before that."""
         await self._run(self._file.append, batch, self._clock.now_ms())
 
-    async def take(self, max_rows: int) -> Parcel | None:
-        """The next rows to send, None if nothing waits; the same again until they are settled."""
-        return await self._run(self._file.take, max_rows)
+    async def take(self, max_rows: int, skip: Collection[Shelf] = ()) -> Parcel | None:
+        """The next rows to send, None if nothing waits outside of the shelves in `skip`.
+
+        They stay until they are settled; taken again before that, ticks that came meanwhile are
+        first.
+        """
+        return await self._run(self._file.take, max_rows, skip)
 
     async def settle(self, parcel: Parcel, settled: Settled) -> None:
         """Forget what was accepted, and put what was rejected into the quarantine."""

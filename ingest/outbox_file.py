@@ -5,12 +5,12 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import structlog
 
@@ -33,6 +33,7 @@ from ingest.sinks.base import Rejected, Settled
 from marketdata.errors import StoreUnavailable
 from marketdata.schema import MEASUREMENTS, Batch, Row
 
+_AFTER_ALL = 2**62
 THINNED_FIRST = ("mark_price", "funding_rate", "last_price")
 """At the bound these go, in this order, oldest first; nothing else ever does."""
 QUARANTINED_TICKS = 10_000
@@ -53,10 +54,18 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 
+class Shelf(NamedTuple):
+    """Where a row waits: with the ticks or with the rest, by its shard of time."""
+
+    tick: bool
+    shard: int
+
+
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """Pending rows that go to the store together: all ticks or none, of one shard of time."""
+    """Pending rows that go to the store together, all of one shelf."""
 
+    shelf: Shelf
     entries: tuple[int, ...]
     rows: int
     bytes: int
@@ -279,31 +288,33 @@ class OutboxFile:
             connection.executemany("DELETE FROM entries WHERE id = ?", doomed)
         return thinned
 
-    def take(self, max_rows: int) -> Parcel | None:
-        """The oldest pending rows, up to `max_rows` or one entry; the same again until settled."""
+    def take(self, max_rows: int, skip: Collection[Shelf] = ()) -> Parcel | None:
+        """Pending rows of the first shelf not in `skip`, up to `max_rows` or one entry."""
         with self._change() as (connection, ledger):
-            oldest = connection.execute(
-                "SELECT tick, shard FROM entries ORDER BY id LIMIT 1"
-            ).fetchone()
-            if oldest is None:
+            shelves = list(_shelves(connection))
+            if not shelves:
                 self._expect_none(ledger)
+            shelf = next((found for found in shelves if found not in skip), None)
+            if shelf is None:
                 return None
-            taken: list[int] = []
-            batch: dict[str, list[Row]] = {}
-            total = size = 0
+            taken: list[Entry] = []
+            total = 0
             for values in connection.execute(
-                f"SELECT {ENTRY_COLUMNS} FROM entries WHERE tick = ? AND shard = ? ORDER BY id",
-                oldest,
+                f"SELECT {ENTRY_COLUMNS} FROM entries WHERE tick = ? AND shard = ?"
+                f" ORDER BY id {'DESC' if shelf.tick else ''}",
+                shelf,
             ):
                 entry = Entry(*values)
                 if taken and total + entry.rows > max_rows:
                     break
-                batch.setdefault(entry.measurement, []).extend(entry.decode())
-                taken.append(entry.id)
+                taken.append(entry)
                 total += entry.rows
-                size += len(entry.payload)
-        self._in_flight = frozenset(taken)
-        return Parcel(tuple(taken), total, size, batch)
+        batch: dict[str, list[Row]] = {}
+        for entry in sorted(taken):
+            batch.setdefault(entry.measurement, []).extend(entry.decode())
+        ids = tuple(entry.id for entry in taken)
+        self._in_flight = frozenset(ids)
+        return Parcel(shelf, ids, total, sum(len(entry.payload) for entry in taken), batch)
 
     def _expect_none(self, ledger: Ledger) -> None:
         if ledger.total().rows > 0:
@@ -443,6 +454,19 @@ def _entries_between(
         (measurement, start_ms, end_ms),
     )
     return [Entry(*values) for values in found]
+
+
+def _shelves(connection: sqlite3.Connection) -> Iterator[Shelf]:
+    """The shelves with rows on them: without ticks first, newer before older."""
+    for tick in (False, True):
+        # One look into the index for each shelf: DISTINCT would read all of a long backlog.
+        before = _AFTER_ALL
+        while found := connection.execute(
+            "SELECT shard FROM entries WHERE tick = ? AND shard < ? ORDER BY shard DESC LIMIT 1",
+            (tick, before),
+        ).fetchone():
+            (before,) = found
+            yield Shelf(tick, before)
 
 
 def _key(measurement: str) -> Callable[[Row], tuple[object, ...]]:

@@ -46,7 +46,7 @@ class Pipeline:
 
     `observers` are told of every event of their exchange and when it was received.
     `counts` has `events`, `too_old` (a stream's minute before the horizon: repair brings it) and
-    rows by measurement.
+    rows by measurement. `turns` rises with each commit, and with each try that the disk refuses.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class Pipeline:
         listeners: Sequence[Listener] = (),
     ) -> None:
         self.counts: Counter[str] = Counter()
+        self.turns = 0
         self.observers: dict[str, Observer] = {}
         self.books: defaultdict[PairKey, CandleBook] = defaultdict(CandleBook)
         self._inbox = inbox
@@ -93,6 +94,7 @@ class Pipeline:
             rows = self._fold(self._inbox.drain())
             _add_ticks(rows, self._thinner.due(self._clock.now_ms()))
             await self._store(rows)
+            self.turns += 1
 
     async def repair(
         self,
@@ -101,11 +103,10 @@ class Pipeline:
         minutes: Iterable[Ohlcv],
         candles: Iterable[Ohlcv],
     ) -> None:
-        """Apply minutes that came by REST, on top of the rows that are stored for their range."""
+        """Apply minutes that came by REST, where these rows are stored of their range."""
         async with self._commit:
             book = self.books[key]
-            book.load(minutes, candles)
-            changes = book.apply(statements)
+            changes = book.merge(statements, minutes, candles)
             book.prune(self._clock.now_ms())
             await self._store({"ohlcv_1m": [*changes.minutes], "ohlcv_3m": [*changes.candles]})
 
@@ -163,6 +164,7 @@ class Pipeline:
                 return await self._outbox.append(batch)
             except TransientError as error:
                 self.counts["append_retries"] += 1
+                self.turns += 1
                 log.error("outbox_unavailable", cause=str(error), next_try_s=APPEND_RETRY_S)
                 await self._clock.sleep(APPEND_RETRY_S)
 

@@ -1,7 +1,8 @@
 """Several programs as one: started together, started again when they die, stopped together.
 
 What keeps dying is started again with growing delays; one that says that its configuration is wrong
-ends them all. They are stopped in the order given.
+ends them all. They are stopped in the order given. Each is tied to the launcher (`ingest.tied`): if
+that is killed, they end as well, all at once.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +37,6 @@ class Part:
     name: str
     command: Sequence[str]
     log_path: Path
-    environ: Mapping[str, str]
 
 
 class Launcher:
@@ -94,11 +94,11 @@ class Launcher:
         with part.log_path.open("ab") as output:
             # A session of its own: Ctrl-C reaches the launcher, which stops the parts in order.
             return await asyncio.create_subprocess_exec(
+                *command_of("ingest.tied", str(os.getpid())),
                 *part.command,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=os.environ | part.environ,
                 start_new_session=True,
             )
 

@@ -1,7 +1,8 @@
 """Missing minutes, fetched by REST: past ones at the start, others seconds after their close.
 
 One repairer serves one exchange. It looks each second for minutes that should have closed and
-aren't there, newest first, and asks the exchange for whole candles. What the answer doesn't hold:
+aren't there, newest first. The store is asked first: another collector, or an earlier run, may have
+written them. Then the exchange is asked for whole candles. What its answer doesn't hold:
 
 - a minute closed only just now is asked again, since REST may lag behind the stream;
 - one that the exchange still has no row for some seconds later, though the pair traded before, is
@@ -11,6 +12,9 @@ aren't there, newest first, and asks the exchange for whole candles. What the an
 What is missing `minutes` finds, and enters into the ledger. The weight budget lives in the REST
 client; live minutes don't wait for the store, past ones do, because the rows that they would
 replace must be known.
+
+Every ten minutes each pair's newest minutes are held against the store. Where another collector's
+row has other values the exchange has the last word; and gaps that it left open are taken over.
 """
 
 from __future__ import annotations
@@ -24,20 +28,21 @@ from dataclasses import dataclass
 import structlog
 
 from ingest.backoff import Backoff
-from ingest.candles import candle_open_ms, is_traded, synthetic_minute
+from ingest.candles import CandleBook, candle_open_ms, is_exact, is_traded, synthetic_minute
 from ingest.clock import Clock
 from ingest.exchanges.rest_base import ExchangeRest
 from ingest.freshness import Freshness
+from ingest.gaps import abandoned
 from ingest.holes import Hole, find_holes, merge_holes, split_hole, whole_candles
 from ingest.logs import OncePerOutage
 from ingest.minutes import MinuteWatch
 from ingest.model import Kline
 from ingest.outbox import Outbox
 from ingest.pipeline import Pipeline
-from ingest.stored import StoredRows, rows_so_far
+from ingest.stored import StoredRows, StoreFirst, rows_so_far
 from marketdata.errors import TerminalError, TransientError
 from marketdata.pairs import Market
-from marketdata.schema import MINUTE_MS, Gap, GapState, Ohlcv
+from marketdata.schema import CANDLE_MS, MINUTE_MS, Gap, GapState, Ohlcv
 
 log = structlog.get_logger()
 
@@ -48,6 +53,11 @@ REFUSED_S = 600.0
 WORKERS = 4
 PAGE_MINUTES = 996
 """A multiple of 3 that fits into two calls of Binance and one of Bybit."""
+AGREE_S = 600.0
+"""How often a pair's newest minutes are held against the store."""
+AGREE_MS = 1_800_000
+"""How many of them: at least two looks see each."""
+DAY_MS = 86_400_000
 LOOK_BACK_MINUTES = 240
 """How far back the last trade before a minute without a row is looked for."""
 
@@ -60,6 +70,7 @@ class _Followed:
     since_ms: int
     asked_again_ms: int = 0
     queued: bool = False
+    agreed_ms: int = 0
 
 
 @dataclass(slots=True)
@@ -92,6 +103,7 @@ class Repairer:
         self._exchange = exchange
         self._rest = rest
         self._stored = stored
+        self._store_first = StoreFirst(stored, outbox, clock)
         self._pipeline = pipeline
         self._outbox = outbox
         self._clock = clock
@@ -126,6 +138,7 @@ class Repairer:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._watch(), name=f"repair.{self._exchange}.watch")
             tasks.create_task(self._scan(), name=f"repair.{self._exchange}.scan")
+            tasks.create_task(self._agree(), name=f"repair.{self._exchange}.agree")
             for n in range(WORKERS):
                 tasks.create_task(self._fetch(), name=f"repair.{self._exchange}.fetch.{n}")
 
@@ -169,29 +182,77 @@ class Repairer:
                     continue
                 backoff.reset()
                 async with self._work:
-                    for hole in holes:
-                        self.watch.missing(pair, hole, "restart")
                     self._queue(pair, holes)
                     self._work.notify_all()
             self._unscanned.remove(pair)
 
     async def _past_holes(self, pair: str, followed: _Followed) -> list[Hole]:
-        # The candle in progress is fetched anew: its stored minutes are rounded to floats.
         end_ms = followed.since_ms
         start_ms = candle_open_ms(end_ms - self._lookback_ms)
         if followed.market.listed_ms is not None:
             start_ms = max(start_ms, candle_open_ms(followed.market.listed_ms))
-        rows = await self._rows("ohlcv_1m", pair, Hole(start_ms, end_ms))
-        holes = find_holes({row.time for row in rows}, start_ms, end_ms)
-        return await self._older_holes(pair, start_ms) + holes
+        past = Hole(start_ms, end_ms)
+        minutes = await self._rows("ohlcv_1m", pair, past)
+        candles = await self._rows("ohlcv_3m", pair, past)
+        unfinished = await self._open_gaps(pair, since_ms=0)
+        await self._remember(pair, minutes, candles)
+        there = {row.time for row in minutes}
+        holes = find_holes(there, start_ms, end_ms)
+        self.watch.ledger.load(unfinished)
+        for hole in holes:
+            self.watch.missing(pair, hole, "restart")
+        unmade = set(range(start_ms, end_ms, CANDLE_MS)) - {row.time for row in candles}
+        gaps = [Hole(gap.time, gap.until_ms) for gap in unfinished]
+        return [*gaps, *holes, *(Hole(open_ms, open_ms + CANDLE_MS) for open_ms in unmade)]
 
-    async def _older_holes(self, pair: str, before_ms: int) -> list[Hole]:
-        """Gaps from before the lookback that an earlier run has left open."""
-        where = ("gap", self._exchange, pair, 0, before_ms)
+    async def _remember(
+        self, pair: str, minutes: Sequence[Ohlcv], candles: Sequence[Ohlcv]
+    ) -> None:
+        """Put the newest of what is stored into the book, so that corrections count on from it."""
+        key = (self._exchange, pair)
+        since_ms = candle_open_ms(self._clock.now_ms() - self._pipeline.books[key].horizon_ms)
+        newest = [row for row in minutes if row.time >= since_ms]
+        await self._pipeline.repair(key, (), newest, [c for c in candles if c.time >= since_ms])
+
+    async def _open_gaps(self, pair: str, since_ms: int) -> list[Gap]:
+        """Gaps of a pair's minutes that the store says are open."""
+        where = ("gap", self._exchange, pair, since_ms, self._clock.now_ms())
         known = await rows_so_far(Gap, self._stored, self._outbox, *where)
-        gaps = [gap for gap in known if gap.channel == "candles" and gap.state == "open"]
-        self.watch.ledger.load(gaps)
-        return [Hole(gap.time, gap.until_ms) for gap in gaps]
+        return [gap for gap in known if gap.channel == "candles" and gap.state == "open"]
+
+    async def _agree(self) -> None:
+        """Hold what each pair's book has against the store, where another collector writes too."""
+        while True:
+            await self._clock.sleep(1.0)
+            now_ms = self._clock.now_ms()
+            due = [
+                followed
+                for followed in self._followed.values()
+                if now_ms - followed.agreed_ms >= AGREE_S * 1000
+            ]
+            for followed in due[: 1 + len(self._followed) // int(AGREE_S)]:
+                followed.agreed_ms = now_ms
+                try:
+                    await self._agree_on(followed)
+                except (TransientError, TerminalError) as error:
+                    log.debug("agreed_later", pair=followed.market.pair, cause=str(error))
+
+    async def _agree_on(self, followed: _Followed) -> None:
+        market, now_ms = followed.market, self._clock.now_ms()
+        key, book = (self._exchange, market.pair), self._pipeline.books[self._exchange, market.pair]
+        newest = Hole(candle_open_ms(now_ms - AGREE_MS), now_ms)
+        minutes = await self._rows("ohlcv_1m", market.pair, newest)
+        candles = await self._rows("ohlcv_3m", market.pair, newest)
+        klines: list[Kline] = []
+        for hole in _whole(book.disputed(minutes), now_ms):
+            said, _ = await self._ask(market, hole)
+            klines += said
+        await self._pipeline.repair(key, klines, minutes, candles)
+        unfinished = abandoned(await self._open_gaps(market.pair, now_ms - DAY_MS), now_ms)
+        async with self._work:
+            self.watch.ledger.load(unfinished)
+            self._queue(market.pair, [Hole(gap.time, gap.until_ms) for gap in unfinished])
+            self._work.notify_all()
 
     async def _rows(self, measurement: str, pair: str, hole: Hole) -> list[Ohlcv]:
         where = (measurement, self._exchange, pair, hole.start_ms, hole.end_ms)
@@ -236,38 +297,56 @@ class Repairer:
             await self._clock.sleep(min(left_ms, 1000) / 1000)
 
     async def _repair(self, followed: _Followed, hole: Hole) -> None:
-        market = followed.market
-        key = (self._exchange, market.pair)
+        pair = followed.market.pair
+        key = (self._exchange, pair)
         book = self._pipeline.books[key]
-        minutes: list[Ohlcv] = []
-        candles: list[Ohlcv] = []
-        in_book_since_ms = max(followed.since_ms, self._clock.now_ms() - book.horizon_ms)
-        if hole.start_ms < in_book_since_ms:
-            stored = Hole(hole.start_ms - MINUTE_MS, hole.end_ms)
-            minutes = await self._rows("ohlcv_1m", market.pair, stored)
-            candles = await self._rows("ohlcv_3m", market.pair, hole)
-        klines, server_ms = await self._ask(market, hole)
+        minutes, candles = await self._known_rows(followed, hole)
         there = {row.time: row.close for row in minutes}
         there |= {minute_ms: kline.close for minute_ms, kline in book.minutes.items()}
-        new = [kline for kline in klines if kline.minute_ms not in there]
-        there |= {kline.minute_ms: kline.close for kline in klines}
-        missing = [t for t in range(hole.start_ms, hole.end_ms, MINUTE_MS) if t not in there]
-        filled = await self._fill(followed, missing, there, server_ms) if missing else []
-        self._judge_silence(market.pair, new)
-        await self._pipeline.repair(key, klines + filled, minutes, candles)
+        said: list[Kline] = []
+        filled: list[Kline] = []
+        for part in _whole(_to_ask(hole, book, minutes, candles), hole.end_ms):
+            klines, server_ms = await self._ask(followed.market, part)
+            said += klines
+            closes = there | {kline.minute_ms: kline.close for kline in klines}
+            missing = [t for t in range(part.start_ms, part.end_ms, MINUTE_MS) if t not in closes]
+            filled += await self._fill(followed, missing, closes, server_ms) if missing else []
+        new = [kline for kline in said if kline.minute_ms not in there]
+        self._judge_silence(pair, [*(row for row in minutes if row.time not in book.minutes), *new])
+        await self._pipeline.repair(key, said + filled, minutes, candles)
         now_ms = self._clock.now_ms()
-        for state, some in _outcomes(klines + filled).items():
-            self.watch.found(market.pair, some, state, now_ms)
-        self.watch.settle(market.pair, [kline.minute_ms for kline in klines + filled])
+        within = range(hole.start_ms, hole.end_ms, MINUTE_MS)
+        in_book = [book.minutes[t] for t in within if t in book.minutes]
+        known: list[Kline | Ohlcv] = [*minutes, *said, *filled, *in_book]
+        found = {_time_ms(minute): minute for minute in known}
+        for state, some in _outcomes(found.values()).items():
+            self.watch.found(pair, some, state, now_ms)
+        self.watch.settle(pair, found)
         self.counts.repaired += len(new)
         self.counts.synthetic += len(filled)
 
-    def _judge_silence(self, pair: str, new: Sequence[Kline]) -> None:
-        """What the exchange's own minutes say about a stream that brought none of them."""
+    async def _known_rows(self, followed: _Followed, hole: Hole) -> tuple[list[Ohlcv], list[Ohlcv]]:
+        """Minutes, also the one before, and candles of a range that the store has already."""
+        pair, wider = followed.market.pair, Hole(hole.start_ms - MINUTE_MS, hole.end_ms)
+        book = self._pipeline.books[self._exchange, pair]
+        in_book_since_ms = max(followed.since_ms, self._clock.now_ms() - book.horizon_ms)
+        if hole.start_ms < in_book_since_ms:
+            minutes = await self._rows("ohlcv_1m", pair, wider)
+            candles = await self._rows("ohlcv_3m", pair, hole) if minutes else []
+            return minutes, candles
+        where = (self._exchange, pair)
+        minutes = await self._store_first.rows(Ohlcv, "ohlcv_1m", *where, *wider)
+        if all(row.time in book.minutes for row in minutes):
+            return [], []
+        return minutes, await self._store_first.rows(Ohlcv, "ohlcv_3m", *where, *hole)
+
+    def _judge_silence(self, pair: str, new: Sequence[Kline | Ohlcv]) -> None:
+        """What is known of minutes by now says about a stream that brought none of them."""
         if not new:
             return
-        newest_ms = new[-1].minute_ms
-        if not is_traded(new[-1]):
+        newest = max(new, key=_time_ms)
+        newest_ms = _time_ms(newest)
+        if not is_traded(newest):
             self._freshness.confirm_quiet(pair, newest_ms + MINUTE_MS)
             return
         event_ms = self._freshness.event_ms(pair, "candles")
@@ -310,9 +389,30 @@ class Repairer:
         return filled
 
 
-def _outcomes(klines: Iterable[Kline]) -> dict[GapState, list[int]]:
+def _to_ask(
+    hole: Hole, book: CandleBook, minutes: Sequence[Ohlcv], candles: Sequence[Ohlcv]
+) -> list[int]:
+    """The minutes of a hole that the exchange has to be asked for, where these rows are stored."""
+    made = {row.time for row in candles}
+    usable = {row.time for row in minutes if is_exact(row) or candle_open_ms(row.time) in made}
+    wanted = range(hole.start_ms, hole.end_ms, MINUTE_MS)
+    absent = {t for t in wanted if t not in usable and t not in book.minutes}
+    return sorted(absent.union(t for t in book.disputed(minutes) if t in wanted))
+
+
+def _whole(times: Iterable[int], now_ms: int) -> list[Hole]:
+    """The calls, of whole candles, that bring these minutes."""
+    holes = [whole_candles(Hole(t, t + MINUTE_MS), now_ms) for t in times]
+    return merge_holes(holes, PAGE_MINUTES)
+
+
+def _time_ms(minute: Kline | Ohlcv) -> int:
+    return minute.minute_ms if isinstance(minute, Kline) else minute.time
+
+
+def _outcomes(minutes: Iterable[Kline | Ohlcv]) -> dict[GapState, list[int]]:
     """What missing minutes came to: something was traded in them, or nothing."""
     outcomes: dict[GapState, list[int]] = {"repaired": [], "empty": []}
-    for kline in klines:
-        outcomes["repaired" if is_traded(kline) else "empty"].append(kline.minute_ms)
+    for minute in minutes:
+        outcomes["repaired" if is_traded(minute) else "empty"].append(_time_ms(minute))
     return outcomes

@@ -13,7 +13,9 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from ingest.backends import InboxBackend
 from ingest.budget import Budgets
@@ -40,6 +42,16 @@ OUTBOX_BYTES = 2**32
 SECOND_MS = 1_000
 PAUSE_MS = 86_400_000
 """Of a longer time without a line only so much is lived through: the capture itself paused."""
+
+
+class _Selected(BaseModel):
+    """What was collected; see `capture.SELECTED`."""
+
+    pairs: tuple[str, ...]
+    channels: Annotated[tuple[Channel, ...], Field(min_length=1)]
+
+
+_HOURS = TypeAdapter(dict[str, Annotated[float, Field(gt=0, lt=10_000)]])
 
 
 class Observer(Protocol):
@@ -196,7 +208,7 @@ class Replay:
         """Follow what is told of a connection."""
         name, (what, _, rest) = frame.connection, frame.told.partition(": ")
         if what == "lost":
-            self._counts["lost"] += int(rest) if rest.isdecimal() else 1
+            self._counts["lost"] += int(rest) if rest.isdecimal() and len(rest) <= 15 else 1
         elif what == "closed":
             self._closed(name, rest, observer)
         elif what in ("opened", "continued"):
@@ -290,7 +302,10 @@ class _Known:
             if known.markets and until_ms is not None and answer.received_ms >= until_ms:
                 break  # without any, better late names than none
             if isinstance(answer.value, dict):
-                known._add(answer.received_ms, answer.url, answer.value, rest)
+                try:
+                    known._add(answer.received_ms, answer.url, answer.value, rest)
+                except ValidationError:
+                    capture.damaged += 1
         if not known.markets:
             valid = "the exchange's list of markets"
             fault = Fault(f"{capture.exchange}.*", None, "no metadata", valid)
@@ -299,10 +314,11 @@ class _Known:
 
     def _add(self, received_ms: int, url: str, value: dict[str, Any], rest: ExchangeRest) -> None:
         if url.endswith(INTERVALS):
-            self.intervals.append((received_ms, value))
+            self.intervals.append((received_ms, _HOURS.validate_python(value)))
         elif url.endswith(SELECTED):
-            self.pairs.update(value["pairs"])
-            self.channels = tuple(value["channels"])
+            selected = _Selected.model_validate(value)
+            self.pairs.update(selected.pairs)
+            self.channels = selected.channels
         else:
             with suppress(BadMessage):  # something else that REST said
                 told = rest.markets(value).markets

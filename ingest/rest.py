@@ -19,7 +19,7 @@ import orjson
 import structlog
 from yarl import URL
 
-from ingest.backoff import retry_after_s
+from ingest.backoff import LONGEST_S, retry_after_s
 from ingest.budget import Budgets, Limit
 from ingest.clock import Clock
 from marketdata.errors import (
@@ -287,7 +287,7 @@ def _cause(error: Exception) -> str:
 def _banned_s(raw: bytes, now_ms: int) -> float:
     # Binance's 418 comes without Retry-After too; then only its text says how long (-1003).
     match = re.search(rb"banned until (\d{13})\b", raw)
-    return (int(match[1]) - now_ms) / 1000 if match else 0.0
+    return min((int(match[1]) - now_ms) / 1000, LONGEST_S) if match else 0.0
 
 
 def _words(raw: bytes) -> str:

@@ -50,6 +50,8 @@ class Sentinel:
         The running feed, None while there is none.
     others_reached
         Whether another exchange answers: if none does either, it is our network that is down.
+    look_at_markets
+        Called when a pair has fallen silent alone: it may not be traded any more.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Sentinel:
         rest: ExchangeRest,
         lanes: Callable[[], Lanes | None],
         others_reached: Callable[[], bool],
+        look_at_markets: Callable[[], None],
         clock: Clock,
     ) -> None:
         self.freshness = Freshness(self._lane_of)
@@ -66,6 +69,7 @@ class Sentinel:
         self._rest = rest
         self._lanes = lanes
         self._others_reached = others_reached
+        self._look_at_markets = look_at_markets
         self._clock = clock
         self._answered = False
         self._replaced_ms: dict[str, int] = {}
@@ -133,6 +137,7 @@ class Sentinel:
                     lane=lane, next="the connection is replaced",
                 )  # fmt: skip
                 lanes.rotate(lane, f"{pair} is silent on it")
+                self._look_at_markets()
 
     async def _ask(self) -> None:
         client, asked_ms = self._rest.client, self._clock.now_ms()

@@ -11,6 +11,7 @@ start from the outbox is safer than half a service.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -28,7 +29,7 @@ from ingest.capture_writer import CaptureWriter
 from ingest.clock import Clock
 from ingest.collector import Parts
 from ingest.delivery import Delivery
-from ingest.display import plan_view, status_view
+from ingest.display import plan_view, status_line, status_view
 from ingest.fleet import Fleet
 from ingest.freshness import worst
 from ingest.hot import HotState
@@ -37,13 +38,15 @@ from ingest.monitor import serve_monitor
 from ingest.outbox import Outbox
 from ingest.pipeline import Pipeline
 from ingest.publish import Publisher
+from ingest.restore import Restorer
 from ingest.sinks import open_sink
 from ingest.sinks.base import HotSink, Marker, StreamSink
 from ingest.sinks.redis import RedisSink
 from ingest.sinks.sqlite import SqliteSink
 from ingest.status import health_fields
 from ingest.ticks import Thinner
-from marketdata.errors import ConfigError, StoreRefused, StoreUnavailable, TransientError
+from ingest.watchdog import CountedSink, Facts, Notifier, Progress, duties
+from marketdata.errors import ConfigError, StoreRefused, StoreUnavailable
 from marketdata.settings import CaptureSettings, Settings
 from readers.sources import open_source
 
@@ -66,6 +69,8 @@ class Service:
     ----------
     reload
         Reads the configuration anew, for SIGHUP and for a changed file; None where it is fixed.
+    notifier
+        Tells a supervisor what the service is doing; left out: there is none.
 
     Attributes
     ----------
@@ -73,18 +78,25 @@ class Service:
         Set when every part is at work; `status` can be asked from then on.
     """
 
-    def __init__(self, settings: Settings, clock: Clock, reload: Reload | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock,
+        reload: Reload | None = None,
+        notifier: Notifier | None = None,
+    ) -> None:
         self._settings = settings
         self.started = asyncio.Event()
         self._clock = clock
         self._reload = reload
+        self._notifier = notifier or Notifier()
         self._reload_wanted = asyncio.Event()
         self._started_ms = clock.now_ms()
         self._inbox = Inbox()
         self._hot = HotState()
         self._fleet = Fleet(clock)
         self._publishers: dict[str, Publisher] = {}
-        self._redis: RedisSink | None = None
+        self._restorer: Restorer | None = None
         self._capture: CaptureWriter | None = None
 
     def reconcile_soon(self) -> None:
@@ -120,12 +132,13 @@ class Service:
             stack.push_async_callback(runner.cleanup)
             async with asyncio.TaskGroup() as tasks, self._collecting(tasks):
                 self.started.set()
+                self._notifier.ready()
+                looking = [tasks.create_task(self._watch_itself(), name="watchdog")]
                 if console is not None and console.is_terminal:
-                    view = tasks.create_task(self._show(console), name="view")
-                    await stop.wait()
-                    view.cancel()
-                else:
-                    await stop.wait()
+                    looking.append(tasks.create_task(self._show(console), name="view"))
+                await stop.wait()
+                await _end(looking)
+                self._notifier.stopping()
                 log.info("stopping")
 
     async def _open(self, stack: AsyncExitStack) -> None:
@@ -146,11 +159,14 @@ class Service:
             self._publish("sqlite", self._sink)
         if settings.redis is not None:
             url = settings.redis.url.get_secret_value()
-            redis = RedisSink(url, settings.redis.views, self._fleet.market)
+            redis = RedisSink(
+                url, settings.redis.views, self._fleet.market, now_ms=self._clock.now_ms
+            )
             stack.push_async_callback(redis.close)
-            self._publish("redis", redis, streams=redis)
-            self._redis = redis
-        self._delivery = Delivery(self._outbox, self._sink, self._clock)
+            self._restorer = Restorer(self._hot, stored, self._clock)
+            self._publish("redis", redis, streams=redis, on_loss=self._restorer.start_over)
+        self._counted = CountedSink(self._sink)
+        self._delivery = Delivery(self._outbox, self._counted, self._clock)
         self._pipeline = Pipeline(
             self._inbox,
             self._outbox,
@@ -188,9 +204,20 @@ class Service:
         Connection.raw_data_callback = capture
         stack.callback(setattr, Connection, "raw_data_callback", None)
 
-    def _publish(self, name: str, sink: HotSink, streams: StreamSink | None = None) -> None:
+    def _publish(
+        self,
+        name: str,
+        sink: HotSink,
+        streams: StreamSink | None = None,
+        on_loss: Callable[[], None] = lambda: None,
+    ) -> None:
         self._publishers[name] = Publisher(
-            self._hot, sink, self._clock, every_s=HOT_PERIOD_S[name], streams=streams
+            self._hot,
+            sink,
+            self._clock,
+            every_s=HOT_PERIOD_S[name],
+            streams=streams,
+            on_loss=on_loss,
         )
 
     def _announce(self, markers: Sequence[Marker]) -> None:
@@ -221,7 +248,10 @@ class Service:
             for name, publisher in self._publishers.items()
         ]
         serving.append(tasks.create_task(self._expire(), name="expire"))
-        serving.append(tasks.create_task(self._publish_health(), name="publish.health"))
+        if self._restorer is not None:
+            redis = self._publishers["redis"]
+            serving.append(tasks.create_task(self._restorer.run(redis), name="restore"))
+            serving.append(tasks.create_task(self._tell_health(redis), name="publish.health"))
         self._fleet.start(tasks, handler)
         reloading = tasks.create_task(self._follow_configuration(), name="reload")
         try:
@@ -231,7 +261,9 @@ class Service:
             await self._fleet.end()
             await _end(storing[1:])
             await self._pipeline.finish()
-            if not await self._delivery.drain(DRAIN_S):
+            # After a defect nobody delivers any more.
+            delivering = not storing[0].done()
+            if not (delivering and await self._delivery.drain(DRAIN_S)):
                 depth = self._outbox.depth()
                 log.warning(
                     "outbox_not_drained", rows=depth.rows, kept=str(self._settings.outbox.path)
@@ -252,11 +284,13 @@ class Service:
                     continue
             self._reload_wanted.clear()
             seen = _changed_ns(self._settings.source)
+            self._notifier.reloading(time.monotonic_ns())
             try:
                 settings = self._reload()
                 await self._reconcile(settings)
             except ConfigError as error:
                 log.error("reload_refused", cause=str(error), kept="the configuration in force")
+            self._notifier.ready()
 
     async def _reconcile(self, settings: Settings) -> None:
         fixed = self._settings.model_dump(exclude={"exchanges"})
@@ -276,14 +310,43 @@ class Service:
             except StoreUnavailable as error:
                 log.warning("expiry_put_off", cause=str(error), next_try_s=EXPIRE_PERIOD_S)
 
-    async def _publish_health(self) -> None:
+    async def _tell_health(self, redis: Publisher) -> None:
         """Tell consumers in Redis what each exchange is worth; the keys end with the service."""
-        while self._redis is not None:
+        while True:
             now_ms = self._clock.now_ms()
-            with suppress(TransientError, StoreRefused):  # the publisher says that Redis is away
-                for name, collector in list(self._fleet.collectors.items()):
-                    await self._redis.health(name, health_fields(collector.status(now_ms), now_ms))
+            for name, collector in list(self._fleet.collectors.items()):
+                redis.put_health(name, health_fields(collector.status(now_ms), now_ms))
             await self._clock.sleep(HEALTH_PERIOD_S)
+
+    async def _watch_itself(self) -> None:
+        """Feed the supervisor's watchdog for as long as everything that can go on does."""
+        look_s = self._notifier.look_s
+        progress = Progress(gap_ms=round(look_s * self._clock.speed * 1500))
+        told: list[str] = []
+        while True:
+            facts = self._facts()
+            still = progress.look(duties(facts), self._clock.monotonic_ms())
+            if still:
+                self._notifier.stuck("; ".join(duty.text for duty in still))
+            else:
+                self._notifier.alive(status_line(facts.status))
+            names = [duty.name for duty in still]
+            if names and names != told:
+                log.error("stuck", duties=names, next="no watchdog is fed until they go on")
+            elif told and not names:
+                log.info("goes_on", duties=told)
+            told = names
+            await asyncio.sleep(look_s)
+
+    def _facts(self) -> Facts:
+        return Facts(
+            status=self.status(),
+            commits=self._pipeline.turns,
+            events=self._pipeline.counts["events"],
+            writes=self._counted.turns,
+            writing=self._counted.writing,
+            handshakes={name: c.handshakes() for name, c in self._fleet.collectors.items()},
+        )
 
     async def _show(self, console: Console) -> None:
         with Live(console=console, auto_refresh=False) as live:
@@ -317,8 +380,11 @@ class Service:
                 "state": self._delivery.state,
                 "accepted": self._delivery.accepted,
                 "rejected": self._delivery.rejected,
+                "aside": self._delivery.aside,
                 "error": self._delivery.error,
+                "last_success_ms": self._delivery.last_success_ms,
             },
+            "inbox": {"events": len(self._inbox)},
             "outbox": {"rows": depth.rows, "bytes": depth.bytes, "oldest_ms": depth.oldest_ms},
             "redis": {"state": None if redis is None else redis.state},
             "capture": None if self._capture is None else self._capture.status(),

@@ -6,7 +6,8 @@ when the exchange changes the interval during the day, and from what has been se
 
 - a minute after the settlement, then after three and five minutes until the row is there;
 - from the last known settlement on, so that one which was missed comes with the next;
-- pairs settle at the same hour, so each has its own place within a minute.
+- pairs settle at the same hour, so each has its own place within a minute;
+- a settlement that another collector has written by then isn't asked for.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ingest.exchanges.rest_base import HOUR_MS, ExchangeRest
 from ingest.hot import HotState
 from ingest.logs import OncePerOutage
 from ingest.outbox import Outbox
-from ingest.stored import StoredRows, rows_so_far
+from ingest.stored import StoredRows, StoreFirst, rows_so_far
 from marketdata.errors import TerminalError, TransientError
 from marketdata.pairs import Market
 from marketdata.schema import MINUTE_MS, Batch, FundingSettled, Row
@@ -98,6 +99,11 @@ class Schedule:
         if state.next_ms is None:
             return None
         return state.next_ms + ASK_AFTER_MS[state.asked] + crc32(pair.encode()) % SPREAD_MS
+
+    def waits_for(self, pair: str, settled_ms: int) -> bool:
+        """Whether a settlement at this time is the one that is waited for, or a later one."""
+        next_ms = self._pairs[pair].next_ms
+        return next_ms is not None and settled_ms >= next_ms
 
     def due(self, now_ms: int) -> list[str]:
         """The pairs to be asked now, the one that has waited longest first."""
@@ -192,6 +198,7 @@ class Settler:
         self._exchange = exchange
         self._rest = rest
         self._stored = stored
+        self._store_first = StoreFirst(stored, outbox, clock)
         self._pipeline = pipeline
         self._outbox = outbox
         self._hot = hot
@@ -263,9 +270,18 @@ class Settler:
         """Bring what has been settled since the last known settlement, that one once more: a
         special rate may have come after it."""
         newest = self._newest.get(market.pair)
-        known: dict[int, Row] = {} if newest is None else {newest.time: newest}
-        since_ms = self._clock.now_ms() - self._lookback_ms if newest is None else newest.time
-        await self._fetch(market, since_ms, known)
+        now_ms = self._clock.now_ms()
+        since_ms = now_ms - self._lookback_ms if newest is None else newest.time
+        where = ("funding_settled", self._exchange, market.pair, since_ms, now_ms)
+        known = {row.time: row for row in await self._store_first.rows(FundingSettled, *where)}
+        if newest is not None:
+            known.setdefault(newest.time, newest)
+        if market.pair not in self._scanned:
+            return
+        if known and self._schedule.waits_for(market.pair, max(known)):
+            self._newest[market.pair] = known[max(known)]
+        else:
+            await self._fetch(market, since_ms, known)
         if market.pair in self._scanned:
             now_ms = self._clock.now_ms()
             given_up_ms = self._schedule.answered(market.pair, self._last_ms(market.pair), now_ms)

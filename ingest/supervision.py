@@ -3,7 +3,8 @@
 A supervisor opens its lane's connection, reads it, replaces it when it ends or stays silent, and
 never gives up. However a connection ends, only the next attempt's time depends on it. A connection
 that still delivers is rotated instead: the new one is opened beside it, and the old one is left
-only when the new one brings what the lane must bring. Both deliver meanwhile, so the same minute or
+only when the new one brings what the lane must bring. So is one that may have died, or may have
+nothing to deliver: whichever it was, nothing is lost. Both deliver meanwhile, so the same minute or
 tick may come twice; candles are merged and ticks thinned by the exchange's time, so that changes
 nothing.
 """
@@ -19,6 +20,7 @@ import structlog
 from ingest.backoff import Backoff, Gate, Uniform
 from ingest.clock import Clock
 from ingest.lanes import Lane, LaneStatus, change_order
+from ingest.liveness import Doubt
 from ingest.logs import OncePerOutage
 from ingest.opening import End, LaneFeed, Leaving, Opening
 from marketdata.schema import State
@@ -67,6 +69,7 @@ class LaneSupervisor:
         self._clock = clock
         self._uniform = uniform
         self._backoff = Backoff(uniform=uniform)
+        self._doubt = Doubt()
         self._news = asyncio.Event()
         self._current: Opening | None = None
         self._asked: str | None = None
@@ -124,7 +127,9 @@ class LaneSupervisor:
         return "starting" if liveness.first_ms is None else "live"
 
     def _open(self, tasks: asyncio.TaskGroup) -> Opening:
-        opening = Opening(self._feed, self.lane, self._clock, self._uniform, self._hear)
+        opening = Opening(
+            self._feed, self.lane, self._clock, self._uniform, self._doubt, self._hear
+        )
         self._gate.start(opening.started_ms)
         opening.start(tasks)
         return opening
@@ -178,6 +183,10 @@ class LaneSupervisor:
         await self._until(lambda: new.complete or over(), ROTATION_S)
         if new.complete or new.as_good_as(old):
             await self._until(over, OVERLAP_S)
+        elif leaving.doubted and new.is_silent and not over():
+            self._believe(old)
+            new.leave(End(f"as silent as the other for {ROTATION_S:g} s"))
+            return old
         elif not over():
             new.leave(End(f"not all of its data within {ROTATION_S:g} s"))
         if old.end is not None:
@@ -192,6 +201,8 @@ class LaneSupervisor:
         self._use(new)
         if new.lane == self.lane:
             self.in_force.set()
+        if leaving.doubted:
+            self._doubt.settled(self._clock.monotonic_ms())
         if leaving.planned:
             self._rotations += 1
             self._settle(old)
@@ -201,6 +212,12 @@ class LaneSupervisor:
             self._lose(old, leaving.cause)
         old.leave(End(leaving.cause))
         return new
+
+    def _believe(self, doubted: Opening) -> None:
+        """A second connection brings nothing either: it is the market that is silent."""
+        self._doubt.settled(self._clock.monotonic_ms())
+        doubted.leaving = None
+        log.info("markets_silent", exchange=self._feed.id, lane=self.lane.id)
 
     def _lose(self, opening: Opening, cause: str) -> float:
         """A connection had to be given up; seconds until the next attempt."""

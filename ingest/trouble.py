@@ -33,7 +33,8 @@ def troubles(status: Json) -> list[Trouble]:
     >>> pair = {"mark_price": {"state": "late", "since_ms": 5, "event_ms": 1, "age_ms": 9}}
     >>> exchange = {"state": "late", "clock_ahead_ms": 0, "connections": [],
     ...             "pairs": {"A/B:B": pair}}
-    >>> store = {"kind": "sqlite", "state": "live", "error": None}
+    >>> store = {"kind": "sqlite", "state": "live", "error": None, "aside": 0,
+    ...          "last_success_ms": 1}
     >>> (trouble,) = troubles({"exchanges": {"X": exchange}, "store": store,
     ...                        "outbox": {"rows": 0, "oldest_ms": None},
     ...                        "redis": {"state": None}, "gaps": {"open": 0}})
@@ -55,6 +56,10 @@ def _store(status: Json) -> Iterator[Trouble]:
     if store["state"] == "down":
         what = f"the store ({store['kind']}) takes nothing: {store['error']}"
         doing = f"{outbox['rows']:,} rows wait on disk, nothing is lost; tried again for ever"
+        yield Trouble(what, store["last_success_ms"] or outbox["oldest_ms"], doing)
+    elif store["aside"]:
+        what = f"the store ({store['kind']}) fails on some rows, and takes the others"
+        doing = "those are set aside and tried again for ever; the log says why (shelf_set_aside)"
         yield Trouble(what, outbox["oldest_ms"], doing)
     if status["redis"]["state"] == "down":
         yield Trouble("Redis is away", None, "tried each second; the store has everything")

@@ -24,17 +24,23 @@ VARIABLE = "MARKETDATA_CONFIG"
 DEFAULT = Path("config.yaml")
 
 _SECTIONS = dict(sections())
-_FORMS = {"sqlite", "influxdb", "a list", "by volume", "from Redis"}
-"""pydantic names the variant of a setting in an error's place; the file has no such key."""
+_FORMS = {"sqlite", "influxdb", "a list", "by volume", "from Redis", "[key]"}
+"""pydantic names the variant of a setting in an error's place, where the file has no key."""
 
 
-def load_config(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
+def load_config(
+    path: Path | None = None,
+    environ: Mapping[str, str] = os.environ,
+    read: Callable[[Path], str] = Path.read_text,
+) -> Settings:
     """Read a configuration file.
 
     Parameters
     ----------
     path
         Left out: what MARKETDATA_CONFIG names, then `config.yaml`.
+    environ, read
+        As for `parse_config`.
 
     Raises
     ------
@@ -49,7 +55,8 @@ def load_config(path: Path | None = None, environ: Mapping[str, str] = os.enviro
         valid = f"a file that can be read (--config, {VARIABLE}, {DEFAULT} in this order)"
         raise ConfigError(str(named), [Fault("the file", None, reason, valid)]) from None
     folder = named.absolute().parent
-    return parse_config(text, source=str(named), folder=folder, environ=environ).from_file(named)
+    settings = parse_config(text, source=str(named), folder=folder, environ=environ, read=read)
+    return settings.from_file(named)
 
 
 def parse_config(
@@ -112,17 +119,30 @@ def _with_defaults(values: Any) -> Any:
 def _fault(details: ErrorDetails, parsed: Document) -> Fault | None:
     """The fault of one of pydantic's errors; None where the document's own fault says it."""
     place = details["loc"]
-    path = tuple(part for part in place if part not in _FORMS and part != "[key]")
-    # An empty list where none is allowed has elements whose own faults are told.
-    emptied = details["type"] == "too_short" and details["input"]
-    if emptied or path in parsed.lost:
-        return None
-    found, valid = _found_and_valid(details, place)
+    path = _in_file(place, parsed.values)
     if details["type"].startswith("union_tag") and path == ("store",):
         path = ("store", "kind")
-    if path in parsed.substituted:
-        found = f"{parsed.substituted[path]!r} out of the environment (not shown)"
+    origin = parsed.origin(path)
+    # An empty list where none is allowed has elements whose own faults are told.
+    emptied = details["type"] == "too_short" and details["input"]
+    if emptied or origin in parsed.lost:
+        return None
+    found, valid = _found_and_valid(details, place)
+    if origin in parsed.substituted:
+        found = f"{parsed.substituted[origin]!r} out of the environment (not shown)"
     return Fault(dotted(path), parsed.line(path), found, valid)
+
+
+def _in_file(place: KeyPath, values: Any) -> KeyPath:
+    """The path of an error's place; a variant's name may be a key of the file as well."""
+    path: list[str | int] = []
+    for part in place:
+        known = isinstance(values, Mapping) and part in values
+        if known or part not in _FORMS:
+            path.append(part)
+            inside = known or (isinstance(values, list) and isinstance(part, int))
+            values = values[part] if inside else None
+    return tuple(path)
 
 
 def _found_and_valid(details: ErrorDetails, place: KeyPath) -> tuple[str, str]:

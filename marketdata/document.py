@@ -33,12 +33,12 @@ def dotted(path: KeyPath) -> str:
     >>> dotted(("exchanges", "BYBIT", "pairs", 3))
     'exchanges.BYBIT.pairs[3]'
     """
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{_name(part)}" for part in path)
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{key_name(part)}" for part in path)
     return text.removeprefix(".") or "the file"
 
 
-def _name(key: str) -> str:
-    # `token:secret` without a blank is a key, and must not be repeated.
+def key_name(key: str) -> str:
+    """A key as messages write it: `token:secret` without a blank is one, and isn't repeated."""
     word = re.match(r"[\w-]*", key)
     return key if word is None or word[0] == key else f"{word[0]}…"
 
@@ -56,6 +56,8 @@ class Document:
         Paths whose value is None in `values` because of such a fault.
     substituted
         Paths of texts that came from the environment, with the text as the file has it.
+
+    What an alias stands for is known by the path of its anchor: see `origin`.
     """
 
     def __init__(self, text: str, environ: Mapping[str, str]) -> None:
@@ -66,14 +68,19 @@ class Document:
         self._environ = environ
         self._lines: dict[KeyPath, int] = {(): 1}
         self._finished: dict[int, Any] = {}
+        self._anchors: dict[int, KeyPath] = {}
+        self._aliases: dict[KeyPath, KeyPath] = {}
         self._open: set[int] = set()
         try:
             hidden = _WRITTEN.sub("\ue000\\1\ue001", text)
             root = yaml.compose(hidden, Loader=yaml.SafeLoader)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
+            # What these two repeat may be a secret that begins with * or !.
             named = isinstance(error, yaml.composer.ComposerError)
             problem = "an alias or a document that doesn't belong" if named else error.problem
+            if "tag handle" in (problem or ""):
+                problem = "a tag (!…)"
             line = mark.line + 1 if mark is not None else None
             self._fault((), f"broken YAML: {problem}", "YAML", line)
         except yaml.reader.ReaderError as error:
@@ -81,8 +88,19 @@ class Document:
             self._fault((), "a character that can't be printed", "printable text", line)
         except RecursionError:
             self._fault((), "hundreds of levels", "a mapping of a few levels", 1)
+        except (ValueError, OverflowError):
+            # PyYAML lets them pass where an escape or a version is out of range.
+            self._fault((), "broken YAML: a number that is too large", "YAML", None)
         else:
             self.values = self._value(root, ()) if root is not None else None
+
+    def origin(self, path: KeyPath) -> KeyPath:
+        """Where the file has what is at a path: elsewhere, if an alias leads there."""
+        for end in range(len(path), 0, -1):
+            anchor = self._aliases.get(path[:end])
+            if anchor is not None:
+                return self.origin(anchor + path[end:])
+        return path
 
     def line(self, path: KeyPath) -> int:
         """The line of a path, or of what holds it where it isn't in the file."""
@@ -103,7 +121,10 @@ class Document:
         if id(node) in self._open:
             self._lose(path, "an alias of what it is in", "a value")
             return None
-        if id(node) not in self._finished:
+        if id(node) in self._finished:
+            self._aliases[path] = self._anchors[id(node)]
+        else:
+            self._anchors[id(node)] = path
             self._open.add(id(node))
             known = isinstance(node, yaml.MappingNode)
             self._finished[id(node)] = (
@@ -149,11 +170,18 @@ class Document:
     def _filled_in(self, text: str, path: KeyPath) -> str | None:
         wanted = _HIDDEN.findall(text)
         if not wanted:
-            return text
+            return self._printable(text, path)
         missing = [name for name in wanted if not self._environ.get(name)]
         if missing:
             found = f"${{{missing[0]}}}, which the environment doesn't have"
             self._lose(path, found, f"a variable that is set, {missing[0]}=…")
             return None
         self.substituted[path] = _HIDDEN.sub(r"${\1}", text)
-        return _HIDDEN.sub(lambda match: self._environ[match[1]], text)
+        return self._printable(_HIDDEN.sub(lambda match: self._environ[match[1]], text), path)
+
+    def _printable(self, text: str, path: KeyPath) -> str | None:
+        # No name, path or address has others; a NUL or half a surrogate would break what opens it.
+        if text.isprintable():
+            return text
+        self._lose(path, "a text with characters that can't be printed", "printable text")
+        return None

@@ -11,6 +11,7 @@
         ├── ExchangeUnavailable       refused, reset, timed out, 5xx
         │   └── RateLimited           403, 418, 429: `retry_after_s` says when
         ├── StoreUnavailable          the store can't be reached, or not now
+        │   └── BatchFailed           one write failed; another one may not
         ├── ServiceUnavailable        no ingestion service answers where one should
         └── StaleData                 the newest value is older than its deadline
 
@@ -125,6 +126,12 @@ class StoreUnavailable(TransientError):
     """The store can't be reached, or can't answer now."""
 
     code = "store_unavailable"
+
+
+class BatchFailed(StoreUnavailable):
+    """The store failed on one write: 500, cut off, no answer in time; another one may succeed."""
+
+    code = "batch_failed"
 
 
 class ServiceUnavailable(TransientError):

@@ -18,6 +18,7 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import GetCoreSchemaHandler, SecretStr, ValidationInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from marketdata.document import key_name
 from marketdata.exchanges import CHANNELS_OF, channels_of
 from marketdata.schema import CHANNELS, Channel
 from marketdata.units import format_bytes, parse_bytes, parse_duration_ms
@@ -75,7 +76,8 @@ def shown(value: object) -> str:
     ("'http://***@host/path'", 'true', 'a section (top)')
     """
     if isinstance(value, Mapping):
-        return f"a section ({', '.join(map(str, value))})" if value else "an empty section"
+        keys = ", ".join(key_name(str(key)) for key in value)
+        return f"a section ({keys})" if value else "an empty section"
     if isinstance(value, list | tuple):
         return f"a list of {len(value)}"
     if isinstance(value, bool):
@@ -120,7 +122,8 @@ def _one_of(names: Iterable[str]) -> Takes:
 
 def _whole(low: int, high: int) -> Takes:
     def check(value: object, info: ValidationInfo) -> int:
-        number = int(value) if isinstance(value, str) and value.isdecimal() else value
+        digits = isinstance(value, str) and value.isdecimal() and len(value) <= len(str(high))
+        number = int(value) if isinstance(value, str) and digits else value
         if isinstance(number, bool) or not isinstance(number, int) or not low <= number <= high:
             raise Unfit(shown(value))
         return number
@@ -131,7 +134,7 @@ def _whole(low: int, high: int) -> Takes:
 def _share(value: object, info: ValidationInfo) -> float:
     try:
         share = float(value) if isinstance(value, str | int | float) else 0.0
-    except ValueError:
+    except (ValueError, OverflowError):
         share = 0.0
     if isinstance(value, bool) or not 0 < share <= 1:
         raise Unfit(shown(value))
@@ -186,7 +189,10 @@ def _path(value: object, info: ValidationInfo) -> Path:
     if not isinstance(value, str | Path) or not str(value).strip():
         raise Unfit(shown(value))
     folder: Path = (info.context or {}).get("folder", Path())
-    return folder / Path(value).expanduser()
+    try:
+        return folder / Path(value).expanduser()
+    except RuntimeError:
+        raise Unfit(f"{shown(value)}, the home of a user who isn't known") from None
 
 
 def _secret(value: object, info: ValidationInfo) -> SecretStr:
@@ -205,7 +211,7 @@ def _secret_of_file(path: Path, info: ValidationInfo) -> str:
     read: Callable[[Path], str] = (info.context or {}).get("read", Path.read_text)
     try:
         return read(path).strip()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise Unfit(f"the file {path}, which can't be read ({type(error).__name__})") from None
 
 
@@ -229,7 +235,12 @@ def _secret_address(*schemes: str) -> Takes:
 
     def check(value: object, info: ValidationInfo) -> SecretStr:
         secret = _secret(value, info)
-        _split(secret.get_secret_value(), schemes)
+        try:
+            _split(secret.get_secret_value(), schemes)
+        except Unfit:
+            if isinstance(value, Mapping):  # all that the file holds is a secret
+                raise Unfit("a file with another text (not shown)") from None
+            raise
         return secret
 
     return Takes(f"a URL that starts with {' or '.join(f'{s}://' for s in schemes)}", check)

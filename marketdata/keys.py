@@ -14,12 +14,18 @@ CANDLES_KEPT = 1_000
 CANDLES_TTL_MS = 2 * 86_400_000
 BOOK_TTL_MS = 10_000
 HEALTH_TTL_MS = 30_000
+HEALTH_HELD_MS = 15_000
+"""How long another collector's word on an exchange can't be replaced by a worse one: three of the
+periods in which it is renewed."""
 STREAM_KEPT_MS = 3_600_000
+WRITER_TTL_MS = STREAM_KEPT_MS
+"""Without the memory of its writer a Redis counts as emptied; older entries are cut anyway."""
 
 WANTED_BOOK = "md:wanted:book"
 STREAM_OHLCV_3M = "md:stream:ohlcv_3m"
 STREAM_PRICE = "md:stream:price"
 STREAM_HEALTH = "md:stream:health"
+STREAMS = (STREAM_OHLCV_3M, STREAM_PRICE, STREAM_HEALTH)
 
 
 def last(exchange: str, symbol: str) -> str:
@@ -44,3 +50,13 @@ def book(exchange: str, symbol: str) -> str:
 def health(exchange: str) -> str:
     """The hash of an exchange's states: the whole, its connections, and what isn't live."""
     return f"md:health:{exchange}"
+
+
+def speaker(exchange: str) -> str:
+    """Which collector's word the hash of an exchange's states is."""
+    return f"md:speaker:{exchange}"
+
+
+def writer(writer: str) -> str:
+    """What Redis remembers of a writer: how often it came, and its newest entry of health."""
+    return f"md:writer:{writer}"

@@ -37,6 +37,8 @@ _BYBIT_KINDS: Mapping[str, MarketKind] = {
 }
 _MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
 _CCXT_CODES = {"XBT": "BTC", "BCHSV": "BSV"}
+_LATEST_MS = 253_402_300_800_000
+"""The year 10,000, where dates end."""
 _NEAR = 3
 _ALIKE = 0.7
 
@@ -204,6 +206,9 @@ def _catalogue(exchange: str, sources: Iterable[tuple[Callable[[Row], Market], R
     quarantined: list[Quarantined] = []
     for parse, rows in sources:
         for row in rows:
+            if not isinstance(row, Mapping):
+                quarantined.append(Quarantined(f"{row!r:.40}", "no JSON object"))
+                continue
             try:
                 markets.append(parse(row))
             except _Unfit as unfit:
@@ -290,8 +295,12 @@ def _kind(row: Row, kinds: Mapping[str, MarketKind]) -> MarketKind:
 
 def _text(row: Row, key: str) -> str:
     value = row.get(key)
-    if not isinstance(value, str) or not value:
-        raise _Unfit(f"{key} is {value!r}, expected a name")
+    if (
+        not isinstance(value, str)
+        or not re.fullmatch(r"[^\s\\]+", value)
+        or not value.isprintable()
+    ):
+        raise _Unfit(f"{key} is {value!r:.100}, expected a name")
     return value
 
 
@@ -303,10 +312,10 @@ def _code(row: Row, key: str) -> str:
 
 def _milliseconds(row: Row, key: str) -> int:
     value = row.get(key)
-    if isinstance(value, str) and value.isdecimal():
+    if isinstance(value, str) and value.isdecimal() and len(value) <= 15:
         value = int(value)
-    if not isinstance(value, int) or value <= 0:
-        raise _Unfit(f"{key} is {value!r}, expected milliseconds")
+    if not isinstance(value, int) or not 0 < value < _LATEST_MS:
+        raise _Unfit(f"{key} is {value!r:.100}, expected milliseconds")
     return value
 
 

@@ -13,6 +13,8 @@ from marketdata.pairs import Market, MarketKind
 from marketdata.schema import Channel
 
 MINUTE_MS = 1_791_382_980_000
+RECEIVED_S = MINUTE_MS / 1000 + 13.0
+"""When messages of the minute come."""
 
 
 def market(

@@ -73,10 +73,10 @@ def stored(settings, measurement, exchange, pair, start_ms=0, end_ms=2**53):
         source.close()
 
 
-async def truth(simulator, exchange, pair, start_ms, end_ms):
+async def truth(simulator, exchange, pair, start_ms, end_ms, interval="3m"):
     base, _, rest = pair.partition("/")
     quote, kind = rest.partition(":")[0], "perpetual" if ":" in pair else "spot"
-    query = {"interval": "3m", "start": start_ms, "end": end_ms, "kind": kind}
+    query = {"interval": interval, "start": start_ms, "end": end_ms, "kind": kind}
     url = f"{simulator.url}/sim/truth/{exchange}/{base}{quote}/klines"
     async with aiohttp.ClientSession() as session, session.get(url, params=query) as answer:
         rows = (await answer.json())["rows"]

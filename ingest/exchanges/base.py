@@ -37,6 +37,8 @@ Milliseconds = Annotated[int, msgspec.Meta(gt=0, lt=2**53)]
 Minute = Annotated[int, msgspec.Meta(gt=0, lt=2**53, multiple_of=MINUTE_MS)]
 """The open time of a minute, in milliseconds."""
 Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
+DueMilliseconds = Annotated[int, msgspec.Meta(lt=2**53)]
+"""When something is due; not above 0 where nothing is."""
 
 Callback = Callable[[Event, float], Awaitable[None]]
 ChannelsByKind = Mapping[MarketKind, tuple[Channel, ...]]
@@ -47,10 +49,16 @@ TICKERS = "tickers"
 
 SILENCE_S = 90.0
 MARKS_SILENCE_S = 10.0
+DOUBT_S = 10.0
+"""Without marks, markets may rightly be silent; longer than this, it is looked into."""
 MANY_PAIRS = 10
 """So many pairs together don't stay without a trade for `SILENCE_S`; fewer may."""
 
+AHEAD_MS = 86_400_000
+"""No clock is a day ahead of ours: an event from there would hide all that come after it."""
+
 _NOTHING, _ABSURD = Decimal(0), Decimal(10) ** 24
+_ABSURD_PRICE = 1e18
 
 PARSE_ERRORS = (BadMessage, ValueError, ArithmeticError)
 """What decoding a message and making events of it can raise; msgspec's errors are ValueErrors."""
@@ -307,19 +315,45 @@ def silence_limits(
         How long nothing at all may come, where the exchange answers our own pings.
 
     >>> silence_limits(klines=1, marks="marks"), silence_limits(klines=80, marks=None)
-    ({'data': 10.0, 'marks': 10.0}, {'data': 90.0, 'candles': 90.0})
+    ({'data': 10.0, 'marks': 10.0}, {'candles': 90.0})
     >>> silence_limits(klines=1, marks=None, frames_s=12.0)
-    {'data': 90.0, 'frames': 12.0}
+    {'frames': 12.0}
     """
-    limits = {ANY_DATA: SILENCE_S if marks is None else MARKS_SILENCE_S}
+    limits = {}
     if marks is not None:
-        limits[marks] = MARKS_SILENCE_S
+        limits = {ANY_DATA: MARKS_SILENCE_S, marks: MARKS_SILENCE_S}
     elif frames_s is not None:
         # Marks stay away sooner than answers.
         limits[ANY_FRAME] = frames_s
     if klines >= MANY_PAIRS:
         limits[CANDLES] = SILENCE_S
     return limits
+
+
+def event_ms(time_ms: int, received_s: float) -> int:
+    """The time of an event that has just come.
+
+    Raises
+    ------
+    BadMessage
+        It is none, or far ahead of ours.
+    """
+    if 0 < time_ms < received_s * 1000 + AHEAD_MS:
+        return time_ms
+    raise BadMessage(f"{time_ms} is no time of an event that came at {received_s * 1000:.0f}")
+
+
+def begun(minute_ms: int, event_ms: int) -> int:
+    """The start of a minute that an event states, where it may have begun.
+
+    Raises
+    ------
+    BadMessage
+        It begins more than a minute after the event.
+    """
+    if minute_ms <= event_ms + MINUTE_MS:
+        return minute_ms
+    raise BadMessage(f"a minute that begins at {minute_ms}, stated at {event_ms}")
 
 
 def volume(value: Decimal) -> Decimal:
@@ -341,10 +375,10 @@ def optional_price(text: str | None) -> float | None:
     Raises
     ------
     BadMessage
-        It is negative or not finite.
+        It is negative, not finite, or larger than any price.
     """
     value = float(text) if text else 0.0
-    if not 0.0 <= value < math.inf:
+    if not 0.0 <= value < _ABSURD_PRICE:
         raise BadMessage(f"{text!r} is no price")
     return value or None
 

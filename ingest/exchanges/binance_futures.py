@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import ClassVar
+from typing import ClassVar, Literal
 from urllib.parse import quote
 
 import cryptofeed.exchanges
@@ -96,11 +96,13 @@ def _mark_stream(market: Market) -> str:
 
 def _lane(id: str, streams: tuple[str, ...], base_url: str) -> Lane:
     klines = sum("@kline_" in stream for stream in streams)
+    marks = base.MARKS if klines < len(streams) else None
     return Lane(
         id=id,
         url=base.endpoint(base_url, PATH),
         topics=streams,
-        silence_s=base.silence_limits(klines, base.MARKS if klines < len(streams) else None),
+        silence_s=base.silence_limits(klines, marks),
+        doubt_s=base.DOUBT_S if marks is None else None,
         lifetime_s=LIFETIME_S,
     )
 
@@ -113,6 +115,8 @@ class _Minute(Struct):
     """`k` of a kline event."""
 
     start_ms: base.Minute = field(name="t")
+    symbol: str = field(name="s")
+    interval: Literal["1m"] = field(name="i")
     open: base.Price = field(name="o")
     high: base.Price = field(name="h")
     low: base.Price = field(name="l")
@@ -142,7 +146,7 @@ class MarkEvent(Struct, tag_field="e", tag="markPriceUpdate"):
     mark_price: base.Price = field(name="p")
     index_price: str = field(name="i", default="")
     rate: str = field(name="r", default="")
-    next_funding_ms: int = field(name="T", default=0)
+    next_funding_ms: base.DueMilliseconds = field(name="T", default=0)
 
 
 class _Shutdown(Struct, tag_field="e", tag="serverShutdown"):
@@ -175,10 +179,12 @@ _MARK = msgspec.json.Decoder(MarkEvent, strict=False)
 def parse_kline(pair: str, event: KlineEvent) -> Kline:
     """The minute of a kline event."""
     k = event.minute
+    if k.symbol != event.symbol:
+        raise BadMessage(f"a minute of {k.symbol!r} in an event of {event.symbol!r}")
     return Kline(
         ID,
         pair,
-        k.start_ms,
+        base.begun(k.start_ms, event.event_ms),
         k.open,
         k.high,
         k.low,
@@ -255,6 +261,7 @@ class BinanceFutures(SupervisedFeed, cryptofeed.exchanges.BinanceFutures):  # ty
         market = self._by_id.get(event.symbol)
         if market is None:
             return
+        base.event_ms(event.event_ms, timestamp)
         kline = parse_kline(market.pair, event)
         if "candles" in self.wanted:
             await self.callback("candles", kline, timestamp)
@@ -266,6 +273,7 @@ class BinanceFutures(SupervisedFeed, cryptofeed.exchanges.BinanceFutures):  # ty
         market = self._by_id.get(event.symbol)
         if market is None:
             return
+        base.event_ms(event.event_ms, timestamp)
         mark = parse_mark(market.pair, event)
         funding = parse_funding(market.pair, event, self.interval_hours(market))
         if "mark_price" in self.wanted:

@@ -97,6 +97,7 @@ def _lane(category: Category, base_url: str, id: str, topics: tuple[str, ...]) -
         url=base.endpoint(base_url, f"/v5/public/{category}"),
         topics=topics,
         silence_s=base.silence_limits(klines, steady, PONG_S),
+        doubt_s=base.DOUBT_S if steady is None else None,
     )
 
 
@@ -113,6 +114,7 @@ class KlineRow(Struct):
     """One element of a kline message's `data`; `confirm` is its own, not the message's."""
 
     start: base.Minute
+    interval: Literal["1"]
     open: base.Price
     high: base.Price
     low: base.Price
@@ -147,7 +149,7 @@ def parse_kline(pair: str, row: KlineRow, event_ms: int) -> Kline:
     return Kline(
         ID,
         pair,
-        row.start,
+        base.begun(row.start, event_ms),
         row.open,
         row.high,
         row.low,
@@ -249,7 +251,7 @@ class Bybit(SupervisedFeed, cryptofeed.exchanges.Bybit):  # type: ignore[misc]
         market = self._by_id.get((session.category, market_id))
         if market is None or "candles" not in self.wanted:
             return
-        event_ms = _event_ms(message)
+        event_ms = base.event_ms(message.ts, timestamp)
         for raw in _ROWS.decode(message.data):
             try:
                 kline = parse_kline(market.pair, _KLINE.decode(raw), event_ms)
@@ -269,8 +271,10 @@ class Bybit(SupervisedFeed, cryptofeed.exchanges.Bybit):  # type: ignore[misc]
             channels = base.wanted(market, tuple(self.wanted), CHANNELS)
             ticker = session.tickers[market_id] = Ticker(channels)
         update = _TICKER.decode(message.data)
+        if update.symbol != market_id:
+            raise BadMessage(f"a ticker of {update.symbol!r} under {message.topic!r}")
         hours = self.interval_hours(market)
-        event_ms = _event_ms(message)
+        event_ms = base.event_ms(message.ts, timestamp)
         for channel, tick in ticker.apply(market.pair, message.type, update, event_ms, hours):
             await self.callback(channel, tick, timestamp)
 
@@ -317,12 +321,6 @@ class Bybit(SupervisedFeed, cryptofeed.exchanges.Bybit):  # type: ignore[misc]
     @cached_property
     def _sessions(self) -> WeakKeyDictionary[FeedConnection, _Session]:
         return WeakKeyDictionary()
-
-
-def _event_ms(message: _Message) -> int:
-    if message.ts <= 0:
-        raise BadMessage(f"{message.ts} is no time")
-    return message.ts
 
 
 def _category(connection: FeedConnection) -> Category:

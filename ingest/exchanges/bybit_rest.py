@@ -6,26 +6,24 @@ Sources: https://bybit-exchange.github.io/docs/v5/market/kline, …/market/instr
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import Mapping
 from urllib.parse import unquote
 
 from ingest.budget import Budgets, Limit
 from ingest.clock import Clock
+from ingest.exchanges.history import EACH_MS, Page, PagedHistory, Series
 from ingest.exchanges.rest_base import (
     HOUR_MS,
-    LONGEST_INTERVAL_MS,
     Cost,
     Metadata,
-    MinutesPage,
     Settled,
     closed_klines,
     closed_mark_candles,
     kline,
     mark_candle,
-    next_candle,
-    next_minute,
+    milliseconds,
+    server_time_ms,
     settled_rate,
-    settlement_rows,
     volumes_by_id,
 )
 from ingest.model import Kline
@@ -38,12 +36,16 @@ from marketdata.errors import (
     RateLimited,
 )
 from marketdata.pairs import Catalogue, Market, bybit_markets
-from marketdata.schema import CANDLE_MS, MINUTE_MS, FundingSettled, Mark3m
+from marketdata.schema import CANDLE_MS, MINUTE_MS, Mark3m
 
 EXCHANGE = "BYBIT"
 BASE_URL = "https://api.bybit.com"
 REQUESTS = Limit("requests", 600, 5_000, sliding=True)
 BAN_S = 600.0
+SERIES: Mapping[Series, tuple[str, str]] = {
+    "ohlcv": ("/v5/market/kline", "1"),
+    "mark_3m": ("/v5/market/mark-price-kline", "3"),
+}
 PAGE = 1_000
 SETTLEMENTS_PAGE = 200
 SETTLEMENTS_SPAN = 190
@@ -67,7 +69,7 @@ def refusal(answer: Answer) -> MarketDataError | None:
         return RateLimited(f"{words}; asked again in {wait_s:.1f} s", retry_after_s=wait_s)
     if code == ADDRESS_LIMITED:
         return RateLimited(f"{words}; left alone for {BAN_S:.0f} s", retry_after_s=BAN_S)
-    if code is None or code in SERVER_FAULTS:
+    if not isinstance(code, int) or code in SERVER_FAULTS:
         return ExchangeUnavailable(f"{words}; worth another try later")
     return ExchangeRefused(f"{words}, expected 0")
 
@@ -75,7 +77,7 @@ def refusal(answer: Answer) -> MarketDataError | None:
 DIALECT = Dialect(EXCHANGE, (REQUESTS,), ban_s=BAN_S, refusal=refusal)
 
 
-class BybitRest:
+class BybitRest(PagedHistory):
     """REST side of Bybit (see `rest_base.ExchangeRest`)."""
 
     exchange = EXCHANGE
@@ -88,6 +90,7 @@ class BybitRest:
         rest_url: str | None = None,
         proxy: str | None = None,
     ) -> None:
+        super().__init__(parse_klines, parse_mark_candles)
         self.client = RestClient(rest_url or BASE_URL, DIALECT, budgets, clock, proxy)
 
     async def close(self) -> None:
@@ -120,52 +123,27 @@ class BybitRest:
     async def server_ms(self) -> int:
         return _time_ms(await self.client.get("/v5/market/time"))
 
-    async def minutes(
-        self, market: Market, start_ms: int, end_ms: int
-    ) -> AsyncIterator[MinutesPage]:
-        minute_ms, end_ms = next_minute(start_ms), next_minute(end_ms)
-        while minute_ms < end_ms:
-            asked_end_ms = min(end_ms, minute_ms + PAGE * MINUTE_MS)
-            answer = await self.client.get(
-                "/v5/market/kline",
-                {
-                    "category": "spot" if market.kind == "spot" else "linear",
-                    "symbol": market.id,
-                    "interval": "1",
-                    "start": minute_ms,
-                    "end": asked_end_ms - 1,
-                    "limit": (asked_end_ms - minute_ms) // MINUTE_MS,
-                },
-            )
-            # The rows were read after we sent and before the answer's time: no open minute passes.
-            server_ms = _time_ms(answer) - (answer.received_ms - answer.sent_ms)
-            page_end_ms = min(asked_end_ms, server_ms - server_ms % MINUTE_MS)
-            if page_end_ms > minute_ms:
-                klines = parse_klines(_list(answer), market, server_ms)
-                yield MinutesPage(klines, minute_ms, page_end_ms, server_ms)
-            if page_end_ms < asked_end_ms:
-                return
-            minute_ms = page_end_ms
+    async def _page(self, series: Series, market: Market, start_ms: int, end_ms: int) -> Page:
+        path, interval = SERIES[series]
+        page_end_ms = min(end_ms, start_ms + PAGE * EACH_MS[series])
+        answer = await self.client.get(
+            path,
+            {
+                "category": "spot" if market.kind == "spot" else "linear",
+                "symbol": market.id,
+                "interval": interval,
+                "start": start_ms,
+                "end": page_end_ms - 1,
+                "limit": (page_end_ms - start_ms) // EACH_MS[series],
+            },
+        )
+        # The rows were read after we sent and before the answer's time: no open one passes.
+        server_ms = _time_ms(answer) - (answer.received_ms - answer.sent_ms)
+        return Page(_list(answer), start_ms, page_end_ms, server_ms)
 
-    async def settlements(
-        self, market: Market, start_ms: int, end_ms: int
-    ) -> AsyncIterator[list[FundingSettled]]:
-        start_ms, end_ms = next_minute(start_ms), next_minute(end_ms)
-        span_ms = self.cost("funding_settled", market).span_ms
-        # One interval earlier, so that the distance to the settlement before is known.
-        asked_ms, before_ms = max(0, start_ms - LONGEST_INTERVAL_MS), None
-        while asked_ms < end_ms:
-            asked_end_ms = min(end_ms, asked_ms + span_ms)
-            rates = await self._settled(market, asked_ms, asked_end_ms)
-            rows = settlement_rows(rates, market, start_ms, before_ms)
-            if rows:
-                yield rows
-            if rates:
-                before_ms = rates[-1].time_ms
-            asked_ms = asked_end_ms
-
-    async def _settled(self, market: Market, start_ms: int, end_ms: int) -> list[Settled]:
-        """All rates of a range: pages come newest first, so a full one leaves older rows to ask."""
+    async def _rates(self, market: Market, start_ms: int, end_ms: int) -> tuple[list[Settled], int]:
+        """A span that fits into a page; more, and pages of it come newest first."""
+        end_ms = until_ms = min(end_ms, start_ms + self.cost("funding_settled", market).span_ms)
         rates: list[Settled] = []
         while start_ms < end_ms:
             answer = await self.client.get(
@@ -183,31 +161,7 @@ class BybitRest:
             if len(page) < SETTLEMENTS_PAGE:
                 break
             end_ms = page[0].time_ms
-        return rates
-
-    async def mark_candles(
-        self, market: Market, start_ms: int, end_ms: int
-    ) -> AsyncIterator[list[Mark3m]]:
-        open_ms, end_ms = next_candle(start_ms), next_candle(end_ms)
-        while open_ms < end_ms:
-            page_end_ms = min(end_ms, open_ms + PAGE * CANDLE_MS)
-            answer = await self.client.get(
-                "/v5/market/mark-price-kline",
-                {
-                    "category": "linear",
-                    "symbol": market.id,
-                    "interval": "3",
-                    "start": open_ms,
-                    "end": page_end_ms - 1,
-                    "limit": (page_end_ms - open_ms) // CANDLE_MS,
-                },
-            )
-            # As with minutes: no open candle passes.
-            server_ms = _time_ms(answer) - (answer.received_ms - answer.sent_ms)
-            yield parse_mark_candles(_list(answer), market, server_ms)
-            if server_ms < page_end_ms:
-                return
-            open_ms = page_end_ms
+        return rates, until_ms
 
     def cost(self, measurement: str, market: Market) -> Cost:
         if measurement == "funding_settled":
@@ -272,25 +226,25 @@ def parse_settlements(rows: list[object], market: Market) -> list[Settled]:
 
 def _mark_candle(row: object, market: Market) -> Mark3m:
     match row:
-        case [str(start), open_, high, low, close] if start.isdecimal():
-            return mark_candle(market, int(start), (open_, high, low, close))
+        case [str(start), open_, high, low, close]:
+            return mark_candle(market, milliseconds(start), (open_, high, low, close))
         case _:
             raise BadMessage(f"{EXCHANGE} {market.id}: mark kline {row!r:.200}, expected 5 strings")
 
 
 def _settlement(row: object, market: Market) -> Settled:
     match row:
-        case {"fundingRateTimestamp": str(time), "fundingRate": rate} if time.isdecimal():
-            return settled_rate(market, int(time), rate)
+        case {"fundingRateTimestamp": str(time), "fundingRate": rate}:
+            return settled_rate(market, milliseconds(time), rate)
         case _:
             raise BadMessage(f"{EXCHANGE} {market.id}: settlement {row!r:.200}, expected a rate")
 
 
 def _kline(row: object, market: Market, server_ms: int) -> Kline:
     match row:
-        case [str(start), open_, high, low, close, volume, turnover] if start.isdecimal():
+        case [str(start), open_, high, low, close, volume, turnover]:
             prices, volumes = (open_, high, low, close), (volume, turnover)
-            return kline(market, server_ms, int(start), prices, volumes, None)
+            return kline(market, server_ms, milliseconds(start), prices, volumes, None)
         case _:
             raise BadMessage(f"{EXCHANGE} {market.id}: kline {row!r:.200}, expected 7 strings")
 
@@ -311,16 +265,15 @@ def _list(answer: Answer) -> list[object]:
 
 
 def _time_ms(answer: Answer) -> int:
-    match answer.body:
-        case {"time": int(time_ms)}:
-            return time_ms
-        case _:
-            raise BadMessage(f"{EXCHANGE} answers {answer.body!r:.100}, expected its time in ms")
+    told = answer.body.get("time") if isinstance(answer.body, dict) else None
+    return server_time_ms(EXCHANGE, told, answer.received_ms)
 
 
 def _reset_s(answer: Answer) -> float:
-    """Until the limit's window ends, or a whole window where the header doesn't say."""
-    reset = answer.headers.get("X-Bapi-Limit-Reset-Timestamp", "")
-    if not reset.isdecimal():
-        return REQUESTS.window_ms / 1000
-    return max(0.1, (int(reset) - _time_ms(answer)) / 1000)
+    """Until the limit's window ends, or a whole window where the answer doesn't say."""
+    reset_ms = milliseconds(answer.headers.get("X-Bapi-Limit-Reset-Timestamp", ""))
+    try:
+        left_ms = reset_ms - _time_ms(answer) if reset_ms else REQUESTS.window_ms
+    except BadMessage:
+        left_ms = REQUESTS.window_ms
+    return min(max(0.1, left_ms / 1000), BAN_S)

@@ -36,6 +36,7 @@ _MAIN_FIELD: Mapping[Channel, str] = {
 class TickerUpdate(Struct, rename="camel"):
     """`data` of a ticker message: None is unchanged, an empty text is no value."""
 
+    symbol: str = ""
     funding_rate: str | None = None
     next_funding_time: str | None = None
     funding_interval_hour: str | None = None
@@ -51,13 +52,9 @@ def _price(text: str) -> float:
     return value
 
 
-def _settlement_ms(text: str) -> int | None:
-    return int(text) or None
-
-
 _PARSE: Mapping[str, Callable[[str], float | None]] = {
     "funding_rate": base.rate,
-    "next_funding_time": _settlement_ms,
+    "next_funding_time": base.optional_price,
     "funding_interval_hour": base.optional_price,
     "mark_price": _price,
     "index_price": base.optional_price,
@@ -104,6 +101,8 @@ class Ticker:
             Of its funding, for a message that doesn't name them.
         """
         # Parsed before anything is kept: a bad message leaves no trace.
+        if kind not in ("snapshot", "delta"):
+            raise BadMessage(f"a ticker of type {kind!r}")
         changes = {
             name: parse(text) if text else None
             for name, parse in _PARSE.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
+from math import isfinite
 from typing import NamedTuple, Protocol
 
 from ingest.budget import Limit
@@ -31,6 +32,8 @@ class MinutesPage(NamedTuple):
 
 
 HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+LATEST_MS = 2**53
 LONGEST_INTERVAL_MS = 8 * HOUR_MS
 """No exchange here settles less often: a longer distance between two settlements is a hole."""
 
@@ -96,6 +99,28 @@ class ExchangeRest(Protocol):
 
     async def close(self) -> None:
         """Close the connections."""
+
+
+def server_time_ms(exchange: str, time_ms: object, received_ms: int) -> int:
+    """The exchange's clock out of an answer that came at `received_ms`.
+
+    Raises
+    ------
+    BadMessage
+        No time, or one that is a day away from ours: what is closed would be judged by it.
+    """
+    if isinstance(time_ms, int) and abs(time_ms - received_ms) < DAY_MS:
+        return time_ms
+    raise BadMessage(f"{exchange} says that it is {time_ms!r:.100}, expected its time in ms")
+
+
+def milliseconds(text: str) -> int:
+    """A time that an exchange writes as text; 0, which is none, for what isn't one.
+
+    >>> milliseconds("1670608800000"), milliseconds("-1"), milliseconds("9" * 30)
+    (1670608800000, 0, 0)
+    """
+    return int(text) if text.isdecimal() and len(text) <= 15 else 0
 
 
 def next_minute(time_ms: int) -> int:
@@ -166,13 +191,22 @@ def kline(
     Raises
     ------
     BadMessage
-        Not a minute, a price that is no positive number, a volume that is no number from 0 up.
+        Not a minute, a price that is no positive number, a volume that is no number from 0 up, or
+        no count of trades.
     """
     numbers = _decimals((*prices, *volumes))
-    if numbers is None or minute_ms % MINUTE_MS or min(numbers[:4]) <= 0 or min(numbers) < 0:
+    counted = trades is None or (0 <= trades < LATEST_MS and not isinstance(trades, bool))
+    if (
+        numbers is None
+        or not _starts(minute_ms, MINUTE_MS)
+        or not counted
+        or float(min(numbers[:4])) <= 0
+        or min(numbers) < 0
+    ):
         raise BadMessage(
             f"{market.exchange} {market.id}: minute {minute_ms}, prices {prices}, "
-            f"volumes {volumes}; expected the start of a minute, prices above 0, volumes from 0 up"
+            f"volumes {volumes}, trades {trades}; expected the start of a minute, prices above 0, "
+            f"the others from 0 up"
         )
     open_, high, low, close, volume, quote_volume = numbers
     return Kline(
@@ -201,7 +235,7 @@ def mark_candle(market: Market, open_ms: int, prices: Sequence[object]) -> Mark3
         Not the start of a candle, a price that is no positive number.
     """
     numbers = _decimals(prices)
-    if numbers is None or open_ms % CANDLE_MS or min(numbers) <= 0:
+    if numbers is None or not _starts(open_ms, CANDLE_MS) or float(min(numbers)) <= 0:
         raise BadMessage(
             f"{market.exchange} {market.id}: mark candle {open_ms}, prices {prices}; "
             f"expected the start of a 3-minute candle and prices above 0"
@@ -248,7 +282,7 @@ def settled_rate(market: Market, time_ms: int, text: object, *, special: bool = 
         No time, or a rate that is no number.
     """
     numbers = _decimals((text,))
-    if numbers is None or time_ms <= 0:
+    if numbers is None or not MINUTE_MS <= time_ms < LATEST_MS:
         raise BadMessage(
             f"{market.exchange} {market.id}: settled {text!r} at {time_ms}, "
             f"expected a rate and a time in ms"
@@ -294,10 +328,15 @@ def interval_between(before_ms: int | None, time_ms: int, market: Market) -> flo
     return market.interval_hours
 
 
+def _starts(time_ms: int, step_ms: int) -> bool:
+    return 0 < time_ms < LATEST_MS and time_ms % step_ms == 0
+
+
 def _decimals(texts: Sequence[object]) -> list[Decimal] | None:
+    """The numbers, None unless all of them are; each is finite as a float too."""
     try:
         numbers = [Decimal(text) for text in texts if isinstance(text, str)]
     except InvalidOperation:
         return None
-    complete = len(numbers) == len(texts) and all(number.is_finite() for number in numbers)
+    complete = len(numbers) == len(texts) and all(isfinite(float(number)) for number in numbers)
     return numbers if complete else None

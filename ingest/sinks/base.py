@@ -4,7 +4,8 @@
 
 * it returns `Settled`: each row is either in the store, and survives a power cut there, or rejected
   for a reason that lies in the row itself;
-* it raises `StoreUnavailable`: what became of the batch is unknown; keep it and write it again;
+* it raises `StoreUnavailable`: what became of the batch is unknown; keep it and write it again.
+  `BatchFailed` is that of one write, which may lie in the batch; any other is the whole store's;
 * it raises `StoreRefused`: the store takes nothing as things are (token, bucket, damaged file);
   keep it, and have someone look.
 """
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Protocol
 
-from marketdata.schema import Batch, Kind, Last, Measurement, Row
+from marketdata.schema import Batch, Kind, Last, Measurement, Ohlcv, Row
 
 _TYPES: Mapping[Kind, tuple[type, ...]] = {"float": (float, int), "int": (int,), "str": (str,)}
 _INT64 = range(-(2**63), 2**63)
@@ -54,15 +55,42 @@ class Sink(Protocol):
 
 
 Marker = Mapping[str, str | int]
-"""An entry of the stream of health: `kind` (`state` or `gap`), `exchange`, `symbol`, `channel`, and
-what the kind says."""
+"""An entry of the stream of health: `kind` (`state`, `gap` or `break`), and what the kind says."""
+
+Fields = Mapping[str, str | int | float]
+"""The fields of a hash."""
 
 
 class StreamSink(Sink, Protocol):
-    """A sink that consumers follow: candles as they close, and what is wrong with them."""
+    """A sink that consumers follow: candles as they close, and what is wrong with them.
 
-    async def announce(self, markers: Sequence[Marker]) -> None:
-        """Tell consumers of changes of state and of gaps. Raises as `write` does."""
+    It has no outbox: `losses` counts how often it was found without something that it had
+    confirmed. Everything raises as `write` does.
+    """
+
+    losses: int
+
+    async def probe(self) -> None:
+        """Find out, by a write, whether it takes writes and still has what it had."""
+        ...
+
+    async def ends(self) -> Mapping[str, int]:
+        """When the newest entry of each stream was made (ms); a stream without any is left out."""
+        ...
+
+    async def restore(self, candles: Sequence[Ohlcv]) -> None:
+        """Put back candles of one pair that are not there, without announcing them."""
+        ...
+
+    async def announce(self, markers: Sequence[tuple[int, Marker]]) -> None:
+        """Tell consumers of changes of state, gaps and breaks; each has a number, ascending.
+
+        What comes again under a number that has been told is not told again.
+        """
+        ...
+
+    async def health(self, exchange: str, fields: Fields) -> None:
+        """Replace the states of an exchange."""
         ...
 
 

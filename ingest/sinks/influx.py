@@ -7,8 +7,8 @@
 | 422 | the offenders are dropped: they are rejected, the rest is sent again until a 204 covers it |
 | 413 | sent again in halves |
 | 401, 403, 404, a redirect, any other 4xx, a 2xx that isn't 204 | `StoreRefused` |
-| 429, 503 (with `Retry-After`), 500 and every other 5xx, 408, 499 | `StoreUnavailable` |
-| refused, reset, no such host, TLS, no answer in time | `StoreUnavailable` |
+| 429, 503 (with `Retry-After`), every other 5xx; refused, no such host, TLS | `StoreUnavailable` |
+| 408, 499, 500, 504; reset, cut off, no answer in time | `BatchFailed` |
 
 Where a 400 or 422 doesn't tell which lines it means, they are told apart by halving. Points are
 keyed, so sending again what may be stored already is safe.
@@ -35,7 +35,7 @@ from ingest.backoff import retry_after_s
 from ingest.sinks import rejections
 from ingest.sinks.base import Rejected, Settled
 from ingest.sinks.lineprotocol import LineRenderer
-from marketdata.errors import StoreRefused, StoreUnavailable
+from marketdata.errors import BatchFailed, StoreRefused, StoreUnavailable
 from marketdata.schema import MEASUREMENTS, Batch, Row
 
 LINES_PER_REQUEST = 5_000
@@ -43,7 +43,8 @@ TIMEOUT_S = 25.0
 """Longer than the server's own write timeout of 10 s, so that it is the server that answers."""
 
 _ABOUT_LINES = frozenset({400, 413, 422})
-_TRANSIENT = frozenset({408, 429, 499})
+_ABOUT_ONE_WRITE = frozenset({408, 499, 500, 504})
+"""A server or a proxy that failed on this request, and may do better on another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +174,9 @@ class InfluxSink:
             header = error.headers.get("Retry-After") if error.headers else None
             self._raise(bucket, error.status, message, retry_after_s(header, _world_ms()))
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            unreachable = isinstance(error, aiohttp.ClientConnectorError)
             # From None, here and below: the cause can carry the request's headers and the token.
-            raise StoreUnavailable(
+            raise (StoreUnavailable if unreachable else BatchFailed)(
                 f"InfluxDB at {self._address} doesn't answer: {self._describe(error)}; the rows are"
                 " kept and sent again"
             ) from None
@@ -215,8 +217,8 @@ class InfluxSink:
 
     def _raise(self, bucket: str, status: int, message: str, wait_s: float | None) -> NoReturn:
         said = f"{status} {message}"[: rejections.REASON_CHARS]
-        if status >= 500 or status in _TRANSIENT:
-            raise StoreUnavailable(
+        if status >= 500 or status == 429 or status in _ABOUT_ONE_WRITE:
+            raise (BatchFailed if status in _ABOUT_ONE_WRITE else StoreUnavailable)(
                 f"InfluxDB at {self._address} answers {said}; the rows are kept and sent again",
                 retry_after_s=wait_s,
             ) from None

@@ -13,13 +13,14 @@ from __future__ import annotations
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
 from marketdata.pairs import Market
 from marketdata.schema import Channel, Last
 
 NAMES = ("exchange", "symbol", "id", "base", "quote")
 
-_CHANNEL_COLUMNS: Mapping[Channel, tuple[str, ...]] = {
+CHANNEL_COLUMNS: Mapping[Channel, tuple[str, ...]] = {
     "candles": (
         "candle_event_ms",
         *("minute_ms", "open", "high", "low", "close", "volume", "quote_volume", "trades"),
@@ -48,10 +49,17 @@ class View:
     ttl_ms: int
     where: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def time_field(self) -> str:
+        """The field that shows the time of the event: by it a newer one is told from an older."""
+        return next(name for name, template in self.fields.items() if template == "{event_ms}")
+
     def __post_init__(self) -> None:
         _check(self.key, NAMES)
         for template in self.fields.values():
             _check(template, (*NAMES, "event_ms", *Last._fields[2:]))
+        if "{event_ms}" not in self.fields.values():
+            raise ValueError(f"no field of {self.key!r} is '{{event_ms}}', the time of its event")
 
     def key_for(self, market: Market) -> str | None:
         """The key of a market, None where the view isn't about it."""
@@ -62,8 +70,9 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a view shows of a pair at one time."""
+    """What a view shows of a pair at one time; `channel` is what its price comes from."""
 
+    channel: Channel
     event_ms: int
     fields: Mapping[str, str]
 
@@ -71,17 +80,22 @@ class Shown:
 def show(view: View, market: Market, last: Last) -> Shown | None:
     """What `view` shows of `last`; None while there is nothing of its channel.
 
-    >>> view = View("ltp:{id}", "last_price", {"ltp": "{price}", "mark": "{mark_price}"}, 10_000)
+    >>> fields = {"ltp": "{price}", "mark": "{mark_price}", "time": "{event_ms}"}
+    >>> view = View("ltp:{id}", "last_price", fields, 10_000)
     >>> market = Market("X", "spot", "AB", "A/B", "A", "B", None, None, True, None, None)
     >>> last = Last("X", "A/B", price=5.0, price_event_ms=20_000, mark_price=6.0, mark_event_ms=1)
     >>> show(view, market, last)
-    Shown(event_ms=20000, fields={'ltp': '5.0'})
+    Shown(channel='last_price', event_ms=20000, fields={'ltp': '5.0', 'time': '20000'})
     """
-    values = _with_price(last)
-    event_ms = values[_CHANNEL_COLUMNS[view.channel][0]]
+    values: dict[str, float | int | None] = dict(zip(last._fields[2:], last[2:], strict=True))
+    channel = view.channel
+    if last.price_event_ms is None:
+        values |= {"price": last.close, "price_event_ms": last.candle_event_ms}
+        channel = "candles" if channel == "last_price" else channel
+    event_ms = values[CHANNEL_COLUMNS[view.channel][0]]
     if event_ms is None:
         return None
-    for columns in _CHANNEL_COLUMNS.values():
+    for columns in CHANNEL_COLUMNS.values():
         other_ms = values[columns[0]]
         if other_ms is None or other_ms < event_ms - view.ttl_ms:
             values.update(dict.fromkeys(columns))
@@ -92,14 +106,7 @@ def show(view: View, market: Market, last: Last) -> Shown | None:
         for name, template in view.fields.items()
         if all(used in known for used in _placeholders(template))
     }
-    return Shown(int(event_ms), fields)
-
-
-def _with_price(last: Last) -> dict[str, float | int | None]:
-    values: dict[str, float | int | None] = dict(zip(last._fields[2:], last[2:], strict=True))
-    if last.price_event_ms is None:
-        values |= {"price": last.close, "price_event_ms": last.candle_event_ms}
-    return values
+    return Shown(channel, int(event_ms), fields)
 
 
 def _names(market: Market) -> dict[str, str]:
@@ -112,6 +119,7 @@ def _names(market: Market) -> dict[str, str]:
     }
 
 
+@cache
 def _placeholders(template: str) -> list[str]:
     return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
 

@@ -1,8 +1,9 @@
-"""Points through the InfluxDB sink to a server that costs nothing, and rows through the outbox.
+"""Points to an InfluxDB that costs nothing, rows through the outbox, and catching up.
 
 The bare limit of the sink is one f-string a line, joined and encoded, without escaping, types or
 absent fields. Ours is `InfluxSink.write` in batches of 5,000 with the HTTP request cut off behind
-influxdb-client. The bare limit of the outbox is a file that is appended to and fsynced.
+influxdb-client. The bare limit of the outbox is a file that is appended to and fsynced. Catching up
+is a backlog on its way to a real InfluxDB, while rows come in as in life: a thousand a second.
 
 Run: `python -m tests.bench.bench_sinks`
 """
@@ -23,6 +24,8 @@ import orjson
 from ingest.outbox import Outbox
 from ingest.sinks.influx import InfluxSink
 from marketdata.schema import MarkPrice, Ohlcv, Row
+from tests.servers.influx import find_influxd
+from tests.soak.stores import Plan, run
 
 PAIRS = 164
 BATCH_ROWS = 5_000
@@ -31,6 +34,9 @@ ROUNDS = 5
 COMMIT_ROWS = 100
 COMMITS = 100
 GOAL_POINTS = 400_000
+GOAL_OUTBOX_ROWS = 100_000
+BACKLOG_ROWS = 300_000
+GOAL_CATCH_UP = 20
 
 START_MS = 1_760_000_040_000
 
@@ -187,8 +193,27 @@ def main() -> None:
             lambda: asyncio.run(outbox_commits(Path(folder), rows)),
         )
     print(f"bare file, fsynced         {bare:>10,.0f} rows/s, {COMMIT_ROWS} a commit")
-    print(f"outbox                     {ours:>10,.0f} rows/s, {COMMIT_ROWS} a commit")
+    print(
+        f"outbox                     {ours:>10,.0f} rows/s, {COMMIT_ROWS} a commit"
+        f"  (goal: {GOAL_OUTBOX_ROWS:,})"
+    )
     print(f"ratio                      {ours / bare:>10.2f}")
+    print_catch_up()
+
+
+def print_catch_up() -> None:
+    """After an outage, with a real server: how many times faster than life."""
+    program = find_influxd()
+    if program is None:
+        print("catching up: left out, no influxd on this machine")
+        return
+    plan = Plan(BACKLOG_ROWS)
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+        figures = asyncio.run(run("outage", plan, program, Path(folder)))
+    ratio = figures.caught_up_rows_per_s / plan.rows_per_s
+    print(f"life                       {plan.rows_per_s:>10,} rows/s")
+    print(f"catching up, to InfluxDB   {figures.caught_up_rows_per_s:>10,.0f} rows/s meanwhile")
+    print(f"ratio                      {ratio:>10.1f}  (goal: {GOAL_CATCH_UP})")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import shutil
+import ssl
+import subprocess
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -21,10 +24,11 @@ from structlog.testing import capture_logs
 from ingest.clock import Clock
 from ingest.delivery import Delivery
 from ingest.outbox import Outbox
+from ingest.outbox_records import SHARD_MS
 from ingest.sinks.base import Rejected, Settled, Sink
 from ingest.sinks.influx import InfluxSink
-from marketdata.errors import MarketDataError, StoreRefused, StoreUnavailable
-from marketdata.schema import MINUTE_MS, Row
+from marketdata.errors import BatchFailed, MarketDataError, StoreRefused, StoreUnavailable
+from marketdata.schema import MINUTE_MS, Batch, LastPrice, Row
 from tests.servers.influx import InfluxServer, call
 from tests.servers.scripted_influx import (
     STORED,
@@ -33,6 +37,7 @@ from tests.servers.scripted_influx import (
     Reset,
     ScriptedInflux,
     Silence,
+    Trickle,
 )
 from tests.stores import TIME, influx_rows, mark, ohlcv
 from tests.waiting import eventually
@@ -163,13 +168,26 @@ async def test_what_no_retry_can_mend_is_refused_with_the_servers_words(
     assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("status", [408, 429, 499, 500, 502, 503, 504])
-async def test_what_may_pass_is_unavailable(
-    server: ScriptedInflux, sink: InfluxSink, status: int
+@pytest.mark.parametrize(
+    ("status", "whole_store"),
+    [
+        (408, False),
+        (429, True),
+        (499, False),
+        (500, False),
+        (502, True),
+        (503, True),
+        (504, False),
+        (507, True),
+    ],
+)
+async def test_what_may_pass_is_unavailable_and_says_whether_another_write_may_succeed(
+    server: ScriptedInflux, sink: InfluxSink, status: int, whole_store: bool
 ) -> None:
     server.planned.append(Answer(status, "come back later"))
     with pytest.raises(StoreUnavailable, match=f"answers {status} come back later") as unavailable:
         await sink.write({"ohlcv_3m": candles(2)})
+    assert isinstance(unavailable.value, BatchFailed) is not whole_store
     assert unavailable.value.retry_after_s is None
     assert await sink.write({"ohlcv_3m": candles(2)}) == Settled(2)
 
@@ -192,12 +210,14 @@ async def test_retry_after_is_understood_in_both_forms(
     assert waits[2] is None
 
 
-@pytest.mark.parametrize("behaviour", [Reset(), Reset(in_body=True), Silence()])
-async def test_a_connection_that_breaks_or_stays_silent_is_unavailable(
+@pytest.mark.parametrize(
+    "behaviour", [Reset(), Reset(in_body=True), Silence(), Silence(headers=True), Trickle()]
+)
+async def test_a_connection_that_breaks_stays_silent_or_trickles_fails_that_write_in_time(
     server: ScriptedInflux, sink: InfluxSink, behaviour: Behaviour
 ) -> None:
     server.planned.append(behaviour)
-    with pytest.raises(StoreUnavailable, match="doesn't answer") as unavailable:
+    with pytest.raises(BatchFailed, match="doesn't answer") as unavailable:
         await sink.write({"ohlcv_3m": candles(1)})
     assert server.token not in said_in_full(unavailable.value)
     assert await sink.write({"ohlcv_3m": candles(1)}) == Settled(1)
@@ -211,7 +231,57 @@ async def test_a_server_that_is_not_there_is_unavailable(url: str) -> None:
             await sink.write({"ohlcv_3m": candles(1)})
     finally:
         await sink.close()
+    assert not isinstance(unavailable.value, BatchFailed)
     assert "must-never-show" not in said_in_full(unavailable.value)
+
+
+@pytest.fixture(scope="session")
+def self_signed(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
+    program = shutil.which("openssl")
+    if program is None:
+        pytest.skip("no openssl on this machine to make a certificate with")
+    folder = tmp_path_factory.mktemp("tls")
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    # fmt: off
+    subprocess.run(
+        [
+            program, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+            "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1",
+            "-keyout", key, "-out", certificate,
+        ],
+        check=True, capture_output=True,
+    )
+    # fmt: on
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return context
+
+
+async def test_a_server_with_a_certificate_that_nobody_signed_gets_nothing(
+    self_signed: ssl.SSLContext,
+) -> None:
+    async with ScriptedInflux(self_signed) as server:
+        sink = InfluxSink(server.url, server.org, server.bucket, server.token)
+        try:
+            with pytest.raises(StoreUnavailable, match="CERTIFICATE_VERIFY_FAILED") as unavailable:
+                await sink.write({"ohlcv_3m": candles(1)})
+        finally:
+            await sink.close()
+        assert not isinstance(unavailable.value, BatchFailed)
+        assert server.token not in said_in_full(unavailable.value)
+        assert server.requests == []
+
+
+async def test_https_to_a_server_without_it_is_unavailable(server: ScriptedInflux) -> None:
+    url = server.url.replace("http://", "https://")
+    sink = InfluxSink(url, server.org, server.bucket, server.token)
+    try:
+        with pytest.raises(StoreUnavailable, match="doesn't answer") as unavailable:
+            await sink.write({"ohlcv_3m": candles(1)})
+    finally:
+        await sink.close()
+    assert not isinstance(unavailable.value, BatchFailed)
+    assert server.requests == []
 
 
 async def test_an_answer_that_is_no_http_is_unavailable_and_shows_no_token() -> None:
@@ -443,9 +513,81 @@ async def test_a_store_that_refuses_is_one_alarm_and_is_used_again_once_it_was_m
             assert "401 unauthorized access" in delivery.error
             assert outbox.depth().rows == 3
             server.judge = lambda lines: STORED
-            await eventually(lambda: outbox.depth().rows == 0)
+            await eventually(lambda: outbox.depth().rows == 0 and delivery.state == "live")
     events = [(entry["log_level"], entry["event"]) for entry in logs]
     assert events == [("error", "store_refused"), ("info", "store_live")]
+
+
+@pytest.mark.parametrize(
+    ("failing", "how"),
+    [
+        ("newest candles", Answer(500, "panic")),
+        ("newest candles", Reset()),
+        ("newest ticks", Silence()),
+        ("old candles", Answer(504)),
+    ],
+)
+async def test_a_shelf_that_fails_is_set_aside_and_the_others_are_stored(
+    server: ScriptedInflux, sink: InfluxSink, outbox: Outbox, failing: str, how: Behaviour
+) -> None:
+    old = TIME - SHARD_MS
+    shelves: dict[str, Batch] = {
+        "newest candles": {"ohlcv_3m": candles(20)},
+        "newest ticks": {"mark_price": [mark(time=TIME + n) for n in range(20)]},
+        "old candles": {"ohlcv_3m": candles(20, old)},
+    }
+    poison = {(row.time, name) for name, rows in shelves[failing].items() for row in rows}
+
+    def judge(lines: Sequence[str]) -> Behaviour:
+        found = {(int(line.rsplit(" ", 1)[1]), line.partition(",")[0]) for line in lines}
+        return how if found & poison else STORED
+
+    server.judge = judge
+    with capture_logs() as logs:
+        async with delivering(outbox, sink) as delivery:
+            for batch in shelves.values():
+                await outbox.append(batch)
+            await eventually(lambda: len(server.points) == 40)
+            # New rows go on, while the shelf fails again and again.
+            for n in itertools.count(100):
+                await outbox.append({"last_price": [LastPrice("X", "A/B", old + n, 1.0)]})
+                await eventually(lambda n=n: len(server.points) == 40 + n - 99)  # type: ignore[misc]
+                if delivery.aside == 1:
+                    break
+            await eventually(lambda: delivery.state == "live")
+            await eventually(lambda: outbox.depth().rows == 20)
+            server.judge = lambda lines: STORED
+            await eventually(lambda: outbox.depth().rows == delivery.aside == 0)
+    assert [entry["event"] for entry in logs].count("shelf_set_aside") == 1
+    assert set(times(server)) >= {time for time, _ in poison}
+
+
+async def test_where_every_shelf_fails_the_store_is_down_until_one_is_stored(
+    server: ScriptedInflux, sink: InfluxSink, outbox: Outbox
+) -> None:
+    server.judge = lambda lines: Answer(500, "no space left on device")
+    with capture_logs() as logs:
+        async with delivering(outbox, sink) as delivery:
+            await outbox.append({"ohlcv_3m": candles(3), "mark_price": [mark()]})
+            await eventually(lambda: delivery.state == "down")
+            await eventually(lambda: len(server.requests) >= 10)
+            assert delivery.error is not None
+            assert "no space left" in delivery.error
+            assert (delivery.aside, outbox.depth().rows) == (0, 4)
+            server.judge = lambda lines: STORED
+            await eventually(lambda: outbox.depth().rows == 0 and delivery.state == "live")
+    assert [entry["event"] for entry in logs] == ["store_unavailable", "store_live"]
+
+
+async def test_a_parcel_that_is_too_much_for_the_store_goes_in_smaller_ones(
+    server: ScriptedInflux, sink: InfluxSink, outbox: Outbox
+) -> None:
+    server.judge = lambda lines: STORED if len(lines) <= 130 else Silence()
+    for start in range(0, 300, 50):
+        await outbox.append({"mark_price": [mark(time=TIME + start + n) for n in range(50)]})
+    async with delivering(outbox, sink):
+        await eventually(lambda: outbox.depth().rows == 0, 20.0)
+    assert times(server) == list(range(TIME, TIME + 300))
 
 
 async def test_rejected_rows_are_in_quarantine_and_the_others_in_the_store(

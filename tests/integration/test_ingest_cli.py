@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -25,10 +26,10 @@ def ingest(*arguments, code=0):
 
 
 @contextmanager
-def started(*arguments):
+def started(*arguments, **environ):
     process = subprocess.Popen(
         [*INGEST, *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRON,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRON | environ,
     )  # fmt: skip
     try:
         yield process
@@ -60,6 +61,15 @@ def simulated(free_port_of):
 
 
 @pytest.fixture
+def supervisor(tmp_path):
+    """What systemd would listen on."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(str(tmp_path / "notify"))
+        listening.settimeout(20)
+        yield listening
+
+
+@pytest.fixture
 def free_port_of():
     from tests.servers.process import free_port
 
@@ -80,9 +90,9 @@ def config(tmp_path, simulated, free_port_of):
     return path, monitor
 
 
-def test_run_prints_its_plan_serves_its_state_and_ends_with_0_on_sigterm(config):
+def test_run_prints_its_plan_serves_its_state_and_ends_with_0_on_sigterm(config, supervisor):
     path, monitor = config
-    with started("run", "--config", path) as service:
+    with started("run", "--config", path, NOTIFY_SOCKET=supervisor.getsockname()) as service:
         eventually_sync(lambda: is_live(monitor), 30, "a live service")
         eventually_sync(lambda: status(monitor)["minutes"]["repaired"] >= 60, 30, "history")
         shown = ingest("status", "--config", path)
@@ -91,9 +101,12 @@ def test_run_prints_its_plan_serves_its_state_and_ends_with_0_on_sigterm(config)
         assert whole["exchanges"]["BINANCE_FUTURES"]["pairs"].keys() == {
             "BTC/USDT:USDT", "币安人生/USDT:USDT",
         }  # fmt: skip
+        assert supervisor.recv(4096) == b"READY=1"
         service.send_signal(signal.SIGTERM)
         out, err = service.communicate(timeout=20)
     assert service.returncode == 0, err
+    told = iter(lambda: supervisor.recv(4096), b"STOPPING=1\nSTATUS=draining")
+    assert all(message.startswith(b"WATCHDOG=1\nSTATUS=") for message in told)
     assert out == ""
     assert "connection plan" in err
     assert "Traceback" not in err
@@ -104,8 +117,38 @@ def test_a_second_service_on_the_same_outbox_is_refused(config):
     with started("run", "--config", path):
         eventually_sync(lambda: is_live(monitor), 30, "a live service")
         refused = ingest("run", "--config", path, code=3)
-    assert "outbox" in refused.stderr
+    assert "outbox.db is in use by another process (pid " in refused.stderr
+    assert "give this one another outbox.path" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_a_port_that_is_taken_is_exit_code_3(config):
+    path, monitor = config
+    with socket.create_server(("127.0.0.1", monitor)):
+        refused = ingest("run", "--config", path, code=3)
+    assert f"can't listen on 127.0.0.1:{monitor}" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+DEFECT = """
+import ingest.pipeline
+
+async def step(self):
+    raise ValueError("a defect")
+
+ingest.pipeline.Pipeline.step = step
+from ingest.cli import main
+main()
+"""
+
+
+def test_a_defect_in_a_task_ends_the_service_with_exit_code_1_and_a_traceback(config):
+    path, _ = config
+    command = [sys.executable, "-c", DEFECT, "run", "--config", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=ENVIRON)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" in done.stderr
+    assert "ValueError: a defect" in done.stderr
 
 
 def test_a_changed_file_is_followed_and_a_bad_one_is_not(config):
@@ -187,6 +230,58 @@ def test_launch_restarts_what_dies_and_leaves_nothing_behind(tmp_path):
     assert "Ctrl-C stops everything" in out
     assert "part_died" in err
     assert processes("", folder) == []
+
+
+LAUNCHER = """
+import asyncio, pathlib, sys
+from ingest.clock import Clock
+from ingest.processes import Launcher, Part
+sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+folder = pathlib.Path(sys.argv[1])
+parts = [Part(name, sleep, folder / f"{name}.log") for name in ("one", "two")]
+asyncio.run(Launcher(parts, Clock()).run())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's end")
+def test_the_parts_of_a_launcher_that_is_killed_end_as_well(tmp_path):
+    launcher = subprocess.Popen([sys.executable, "-c", LAUNCHER, str(tmp_path)])
+    try:
+        parts = eventually_sync(lambda: sleepers(launcher.pid), 20, "both parts at work")
+    finally:
+        launcher.kill()
+        launcher.wait()
+    eventually_sync(lambda: not any(map(is_running, parts)), 20, "no part is left")
+
+
+def sleepers(parent):
+    """The launcher's two parts, once both have become their programs."""
+    with open(f"/proc/{parent}/task/{parent}/children") as file:
+        children = [int(child) for child in file.read().split()]
+    ready = [child for child in children if b"time.sleep" in command_line(child).split(b"\0")[2]]
+    return ready if len(ready) == 2 else None
+
+
+def command_line(process):
+    with open(f"/proc/{process}/cmdline", "rb") as file:
+        return file.read() + b"\0" * 3
+
+
+def is_running(process):
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_part_whose_launcher_is_gone_already_is_not_started(tmp_path):
+    mark = tmp_path / "mark"
+    command = [sys.executable, "-m", "ingest.tied", str(os.getppid()), "touch", str(mark)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 1
+    assert "touch is not started" in done.stderr
+    assert not mark.exists()
 
 
 def monitor_of(folder):

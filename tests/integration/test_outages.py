@@ -78,7 +78,7 @@ async def test_a_connection_is_replaced_within_15_s_however_it_ends(simulator, t
                     lane["state"] == "live"
                     and lane["opened_ms"] >= fault_ms
                     and lane["last_data_ms"] >= lane["opened_ms"]
-                    and lane["reconnects"] == before[exchange][id]["reconnects"] + 1
+                    and replacements(lane) == replacements(before[exchange][id]) + 1
                     for exchange in PAIRS
                     for id, lane in scene.lanes(exchange).items()
                 )
@@ -90,8 +90,6 @@ async def test_a_connection_is_replaced_within_15_s_however_it_ends(simulator, t
                 for id, lane in scene.lanes(exchange).items()
             }
             measured(name, after_s)
-            if name == "silent":
-                assert after_s.pop("spot-1") <= 100, "no marks tell that it should speak"
             assert max(after_s.values()) <= 15, name
             clock.hurry(20)
             await clock.sleep(40)
@@ -101,6 +99,11 @@ async def test_a_connection_is_replaced_within_15_s_however_it_ends(simulator, t
         await assert_true(simulator, scene.settings, *where)
         for channel, _, state in scene.gaps(where, started_ms):
             assert state == ("lost" if channel == "funding" else "repaired"), where
+
+
+def replacements(lane):
+    """Where there are no marks, a silent connection is only doubted, and therefore rotated."""
+    return lane["reconnects"] + lane["rotations"]
 
 
 @pytest.mark.parametrize("name", REFUSALS)

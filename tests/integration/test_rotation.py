@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+import orjson
 import pytest
 from structlog.testing import capture_logs
 from websockets.asyncio.server import ServerConnection, broadcast
@@ -15,13 +17,14 @@ from ingest.clock import Clock
 from ingest.exchanges import EXCHANGES, binance_futures
 from ingest.exchanges.base import SupervisedFeed
 from ingest.exchanges.binance_futures import BinanceFutures
+from ingest.exchanges.bybit import Bybit
 from ingest.lanes import LaneStatus
 from ingest.model import Kline
 from ingest.simulator.faults import Lifetime, Notice, RefuseHandshakes
 from ingest.simulator.server import Simulator
 from marketdata.pairs import Market
 from marketdata.schema import MINUTE_MS, MarkPrice
-from tests.feeds import Recorder, binance_kline, binance_mark, market
+from tests.feeds import Recorder, binance_kline, binance_mark, bybit_kline, dumps, market
 from tests.venue import Venue, stay_silent
 from tests.waiting import eventually
 
@@ -240,6 +243,105 @@ async def test_one_kind_of_data_that_stays_away_is_replaced_beside_what_still_co
         await eventually(lambda: status(feed).reconnects == 1, timeout_s=15)
         assert status(feed).last_error == "no candles for 90 s"
     assert_no_second_is_missing(recorder, BTC.pair)
+
+
+class Spot:
+    """A venue of spot markets that answers whatever is asked; which connection brings data?
+
+    `greeted` get some when they subscribe, `flowing` get some all the time. Numbers count
+    handshakes.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self.greeted: Callable[[int], bool] = lambda number: True
+        self.flowing: Callable[[int], bool] = lambda number: True
+        self.listeners: dict[int, ServerConnection] = {}
+        self.venue = Venue(self._talk, clock)
+
+    @asynccontextmanager
+    async def collected(self, clock: Clock) -> AsyncIterator[Bybit]:
+        async with self.venue.running():
+            feed = Bybit(
+                [market("BTC/USDT", exchange="BYBIT")],
+                ["candles", "last_price"],
+                Recorder().on("candles", "last_price"),
+                clock,
+                ws_url=self.venue.url,
+            )
+            telling = asyncio.create_task(self._tell())
+            try:
+                async with running(feed):
+                    yield feed
+            finally:
+                telling.cancel()
+                await asyncio.wait({telling})
+
+    async def _talk(self, connection: ServerConnection, number: int) -> None:
+        self.listeners[number] = connection
+        try:
+            async for message in connection:
+                answer = {"success": True, "ret_msg": "pong"} | orjson.loads(message)
+                await connection.send(dumps(answer), text=True)
+                if answer["op"] == "subscribe" and self.greeted(number):
+                    await connection.send(bybit_kline(), text=True)
+        finally:
+            del self.listeners[number]
+
+    async def _tell(self) -> None:
+        while True:
+            told = [one for number, one in self.listeners.items() if self.flowing(number)]
+            broadcast(told, bybit_kline().decode())
+            await asyncio.sleep(0.005)
+
+
+async def test_a_connection_gone_silent_that_answers_pings_is_replaced_within_fifteen_seconds() -> (
+    None
+):
+    # Slower than elsewhere: what the machine takes for itself counts ten times here.
+    clock = Clock(speed=10)
+    there = Spot(clock)
+    async with there.collected(clock) as feed:
+        silent_ms = clock.now_ms()
+        there.flowing = lambda number: number > 1
+        await eventually(lambda: status(feed).rotations == 1)
+        assert there.venue.handshakes[1] - silent_ms < 15_000
+        assert (status(feed).state, status(feed).reconnects) == ("live", 0)
+        await eventually(lambda: list(there.listeners) == [2])
+
+
+@pytest.mark.parametrize("greeted", [True, False], ids=["greeted", "not greeted"])
+async def test_markets_that_stand_still_cost_few_connections_and_are_never_late(
+    greeted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingest.exchanges.bybit.PONG_S", 1_000.0)  # at this speed, 0.4 s of ours
+    clock = Clock(speed=30)
+    there = Spot(clock)
+    there.greeted = lambda number: greeted or number == 1
+    there.flowing = lambda number: False
+    states = set()
+    with capture_logs() as logs:
+        async with there.collected(clock) as feed:
+            began_ms = clock.now_ms()
+
+            def over() -> bool:
+                states.add(status(feed).state)
+                return clock.now_ms() - began_ms > 110_000
+
+            await eventually(over, timeout_s=20)
+            assert states == {"live"}
+            assert (status(feed).reconnects, status(feed).last_error) == (0, None)
+            if greeted:
+                assert status(feed).rotations >= 1
+            else:
+                assert 1 in there.listeners, "no other connection has shown more"
+                assert status(feed).rotations == 0
+            there.flowing = lambda number: True
+            flowing_ms = clock.now_ms()
+            await eventually(lambda: (status(feed).last_data_ms or 0) > flowing_ms)
+    assert 3 <= len(there.venue.handshakes) <= 4
+    waits = [b - a for a, b in itertools.pairwise(there.venue.handshakes)]
+    assert waits == sorted(waits)
+    assert not [entry for entry in logs if entry["log_level"] == "warning"]
 
 
 @asynccontextmanager

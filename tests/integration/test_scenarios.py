@@ -132,17 +132,21 @@ async def test_an_hour_without_trades_is_quiet_flat_and_asks_for_little(
         seen = set()
 
         def over():
-            seen.update(scene.states("candles"))
+            # At this speed a machine that is busy may be late itself, with everything.
+            if scene.states("mark_price") == {"live"}:
+                seen.update(scene.states("candles") | scene.states("last_price"))
             return clock.now_ms() >= dead_ms + HOUR_MS - MINUTE_MS
 
         await eventually(over, 60, "the hour")
-        after = simulator.stats()
+        after, spot = simulator.stats(), scene.lanes(BYBIT)["spot-1"]
         clock.hurry(20)
         await scene.whole(dead_ms, clock.now_ms())
         await scene.settled()
-    # At this speed a machine that is busy may drop a connection by itself.
+    measured("connections to spot in 56 min", spot["rotations"] + spot["reconnects"])
+    # Likewise it may drop a connection by itself.
     assert "quiet" in seen
     assert seen <= {"quiet", "live", "disconnected"}, "never late"
+    assert spot["rotations"] + spot["reconnects"] <= 5 * 6, "few in ten minutes"
     for exchange, pairs in PAIRS.items():
         asked = after[exchange]["rest_requests"] - before[exchange]["rest_requests"]
         measured(f"REST calls to {exchange} in 56 min", asked)
@@ -203,6 +207,30 @@ async def test_listed_delisted_and_renamed_pairs_and_another_interval_need_no_re
         for exchange in PAIRS:
             for _, _, state in scene.gaps((exchange, "SOL/USDT:USDT")):
                 assert state != "open", "nobody waits for a pair that is gone"
+
+
+async def test_a_delisted_pair_is_noticed_by_its_silence_at_the_cost_of_one_rotation(
+    simulator, tmp_path, free_port
+):
+    pairs = {exchange: ["BTC/USDT:USDT", "SOL/USDT:USDT"] for exchange in PAIRS}
+    scene, clock = Scene(simulator, tmp_path, free_port, pairs), simulator.clock
+    with capture_logs() as logs:
+        async with running(scene.settings, clock) as scene.service:
+            await scene.settled()
+            ends_ms = (clock.now_ms() // MINUTE_MS + 1) * MINUTE_MS
+            for exchange in PAIRS:
+                simulator.inject(Delist(exchange=exchange, id="SOLUSDT"))
+            await eventually(
+                lambda: all(set(scene.exchange(e)["pairs"]) == {"BTC/USDT:USDT"} for e in PAIRS),
+                20,
+                "without the delisted pair",
+            )
+            after_ms = clock.now_ms() - ends_ms
+    measured("followed after (s)", after_ms / 1000)
+    assert after_ms <= 120_000, "not at the next reading of all markets"
+    told = [line["exchange"] for line in logs if line["event"] == "pair_silent"
+            and line["pair"] == "SOL/USDT:USDT"]  # fmt: skip
+    assert len(told) == len(set(told)), "a second connection would not bring it back"
 
 
 async def settlements_of(scene, pairs, time_ms):

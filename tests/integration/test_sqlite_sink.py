@@ -1,18 +1,31 @@
-"""SQLite as the store: its file replaced, damaged, of another version; old ticks leave it."""
+"""SQLite as the store: its file locked, read-only, full, damaged, replaced, of another version.
+
+And old ticks leave it.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import os
+import resource
 import sqlite3
-from contextlib import closing
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
+from ingest.clock import Clock
+from ingest.delivery import Delivery
+from ingest.outbox import Outbox
 from ingest.sinks.base import Rejected, Settled
 from ingest.sinks.sqlite import SqliteSink
 from marketdata.errors import StoreRefused
 from marketdata.schema import LastPrice
-from tests.stores import EXCHANGE, TIME, SqliteStore, ohlcv, one_of_each
+from tests.stores import EXCHANGE, TIME, SqliteStore, mark, ohlcv, one_of_each
+from tests.waiting import eventually
 
 
 async def test_old_ticks_expire_in_slices_and_nothing_else_does(
@@ -86,3 +99,114 @@ async def test_what_a_sites_own_trigger_refuses_is_rejected_with_its_words(tmp_p
         assert store.rows("ohlcv_3m") == [ohlcv(), good]
     finally:
         await sink.close()
+
+
+@contextmanager
+def locked(store: SqliteStore) -> Iterator[None]:
+    store.go_away()
+    yield
+    store.come_back()
+
+
+@contextmanager
+def read_only(store: SqliteStore) -> Iterator[None]:
+    """The file may not be written by whom the service runs as, nor its folder."""
+    user, folder = os.geteuid(), store.path.parent
+    store.path.chmod(0o444)
+    folder.chmod(0o555)
+    if user == 0:
+        os.seteuid(65_534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+        folder.chmod(0o755)
+        store.path.chmod(0o644)
+
+
+@contextmanager
+def full(store: SqliteStore) -> Iterator[None]:
+    """As if the disk were full: no file can grow beyond what a parcel needs."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@contextmanager
+def damaged(store: SqliteStore) -> Iterator[None]:
+    """Its pages are overwritten; afterwards a copy is put in its place."""
+    sound = store.path.read_bytes()
+    store.path.write_bytes(sound[:100] + b"\xa5" * (len(sound) - 100))
+    yield
+    store.path.unlink()
+    store.path.write_bytes(sound)
+
+
+@contextmanager
+def moved(store: SqliteStore) -> Iterator[None]:
+    """Its folder is away, and something that isn't one is in its place."""
+    folder = store.path.parent
+    elsewhere = folder.rename(folder.with_name("elsewhere"))
+    folder.write_text("not mounted")
+    yield
+    folder.unlink()
+    elsewhere.rename(folder)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter, other than pytest's own."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.mark.parametrize(
+    ("fault", "alarm"),
+    [
+        (locked, "store_unavailable"),
+        (read_only, "store_unavailable"),
+        (full, "store_unavailable"),
+        (damaged, "store_refused"),
+        (moved, "store_unavailable"),
+    ],
+)
+async def test_whatever_befalls_the_file_nothing_is_lost_and_one_line_tells(
+    open_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Callable[[SqliteStore], AbstractContextManager[None]],
+    alarm: str,
+) -> None:
+    monkeypatch.setattr("ingest.database.LOCKED_S", 0.05)
+    store = SqliteStore(open_folder)
+    sink = store.sink()
+    await sink.write({"ohlcv_3m": [ohlcv(time=0)]})
+    await sink.close()
+    rows = [ohlcv(time=TIME + n * 60_000) for n in range(2_000)]
+    outbox = await Outbox.open(tmp_path / "outbox.db", 2**30)
+    await outbox.append({"ohlcv_1m": rows, "mark_price": [mark()]})
+    sink = store.sink()
+    delivery = Delivery(outbox, sink, Clock(200.0))
+    task: asyncio.Task[None] | None = None
+    try:
+        with capture_logs() as logs:
+            with fault(store):
+                task = asyncio.create_task(delivery.run())
+                await eventually(lambda: delivery.state == "down")
+                assert str(store.path) in (delivery.error or "")
+                assert outbox.depth().rows == 2_001
+            await eventually(lambda: outbox.depth().rows == 0 and delivery.state == "live")
+    finally:
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        await outbox.close()
+        await sink.close()
+    assert [entry["event"] for entry in logs] == [alarm, "store_live"]
+    assert store.rows("ohlcv_3m") == [ohlcv(time=0)]
+    assert store.rows("ohlcv_1m") == rows
+    assert store.rows("mark_price") == [mark()]

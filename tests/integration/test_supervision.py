@@ -159,8 +159,11 @@ async def test_a_connection_that_ends_or_goes_silent_is_replaced_within_fifteen_
     assert venue.handshakes[1] - venue.handshakes[0] < 15_000 + 2_000
 
 
-async def test_a_peer_that_is_gone_without_a_word_is_noticed_where_trades_are_rare() -> None:
+async def test_a_peer_that_is_gone_without_a_word_is_noticed_where_trades_are_rare(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     clock = Clock(speed=10)
+    monkeypatch.setattr("ingest.exchanges.base.DOUBT_S", 80.0)  # as where pauses are known
 
     async def script(connection: ServerConnection, number: int) -> None:
         await connection.send(bybit_kline(), text=True)

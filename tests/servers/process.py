@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -14,13 +16,22 @@ from tests.waiting import eventually_sync
 
 START_S = 30.0
 STOP_S = 20.0
+FIRST_PORT, PORTS, PORT_SLICES = 12_000, 2_500, 8
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of the loopback interface that nobody listens on right now.
+
+    Below the range of outgoing connections, and from a slice for each process that runs tests, so
+    that it is still free when it is bound.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = FIRST_PORT + worker % PORT_SLICES * PORTS
+    while True:
+        port = random.randrange(first, first + PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def cache_folder() -> Path:

@@ -16,7 +16,13 @@ def find_redis_server() -> Path | None:
 
 
 class RedisServer(ServerProcess):
+    """`options` are added to the command line of the next start."""
+
     name = "redis-server"
+
+    def __init__(self, program: Path, folder: Path, options: Sequence[str] = ()) -> None:
+        super().__init__(program, folder)
+        self.options = options
 
     @property
     def url(self) -> str:
@@ -26,7 +32,7 @@ class RedisServer(ServerProcess):
         # fmt: off
         return [
             "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder),
-            "--save", "", "--appendonly", "no", "--daemonize", "no",
+            "--save", "", "--appendonly", "no", "--daemonize", "no", *self.options,
         ]
         # fmt: on
 

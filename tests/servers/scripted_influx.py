@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from aiohttp import web
@@ -36,12 +38,20 @@ class Reset:
 
 @dataclass(frozen=True)
 class Silence:
-    """An answer that never comes."""
+    """An answer that never comes; with `headers` it begins, and then nothing follows."""
+
+    headers: bool = False
 
 
-Behaviour = Answer | Reset | Silence
+@dataclass(frozen=True)
+class Trickle:
+    """An answer of a byte each 50 ms, for ever."""
+
+
+Behaviour = Answer | Reset | Silence | Trickle
 Judge = Callable[[Sequence[str]], Behaviour]
 
+TRICKLE_S = 0.05
 STORED = Answer(204, stores=True)
 
 
@@ -52,7 +62,8 @@ class ScriptedInflux:
     org = "trading"
     bucket = "market_data"
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.port = free_port()
         self.planned: deque[Behaviour] = deque()
         self.judge: Judge = lambda lines: STORED
@@ -65,7 +76,7 @@ class ScriptedInflux:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'http' if self._tls is None else 'https'}://127.0.0.1:{self.port}"
 
     async def __aenter__(self) -> ScriptedInflux:
         await self.start()
@@ -80,7 +91,7 @@ class ScriptedInflux:
         app.router.add_post("/api/v2/write", self._write)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=self._tls).start()
 
     async def stop(self) -> None:
         self._closing.set()
@@ -105,21 +116,38 @@ class ScriptedInflux:
                     body, status=behaviour.status, headers=dict(behaviour.headers)
                 )
             case Reset(in_body=True):
-                response = web.StreamResponse(status=500, headers={"Content-Length": "1000"})
-                await response.prepare(request)
-                await response.write(b'{"code": "internal')
+                response = await _begin(request)
                 _abort(request)
                 return response
             case Reset():
                 _abort(request)
+            case Silence(headers=True):
+                response = await _begin(request)
+                await self._closing.wait()
+                return response
             case Silence():
                 await self._closing.wait()
+            case Trickle():
+                response = await _begin(request)
+                with suppress(ConnectionError):
+                    while not self._closing.is_set():
+                        await response.write(b" ")
+                        await asyncio.sleep(TRICKLE_S)
+                return response
         return web.Response(status=204)
 
     def _keep(self, lines: Sequence[str]) -> None:
         for line in lines:
             series, fields, stamp = re.split(r"(?<!\\) ", line)
             self.points[series, stamp] = fields
+
+
+async def _begin(request: web.Request) -> web.StreamResponse:
+    """The first bytes of an answer that is not going to be whole."""
+    response = web.StreamResponse(status=500, headers={"Content-Length": "1000"})
+    await response.prepare(request)
+    await response.write(b'{"code": "internal')
+    return response
 
 
 def _abort(request: web.Request) -> None:

@@ -17,6 +17,7 @@ from marketdata.errors import BadMessage
 from marketdata.schema import Channel, FundingRate, LastPrice, MarkPrice
 from tests.feeds import (
     MINUTE_MS,
+    RECEIVED_S,
     Recorder,
     binance_kline,
     binance_mark,
@@ -44,7 +45,7 @@ def feed(recorder: Recorder, *channels: Channel) -> BinanceFutures:
 
 async def events_of(message: bytes | str, *channels: Channel) -> Recorder:
     recorder = Recorder()
-    await feed(recorder, *channels).message_handler(message, unopened(), 1.0)
+    await feed(recorder, *channels).message_handler(message, unopened(), RECEIVED_S)
     return recorder
 
 
@@ -66,7 +67,7 @@ async def test_a_forming_kline_is_a_minute_in_base_units_with_its_trades() -> No
             event_ms=MINUTE_MS + 12_723,
         )
     ]
-    assert recorder.received_s == [1.0]
+    assert recorder.received_s == [RECEIVED_S]
 
 
 async def test_the_last_kline_of_a_minute_is_closed() -> None:
@@ -111,9 +112,9 @@ async def test_a_missing_index_price_is_none(index: dict[str, Any]) -> None:
 async def test_a_changed_interval_counts_from_the_next_event_on() -> None:
     recorder = Recorder()
     binance = feed(recorder, "funding")
-    await binance.message_handler(binance_mark(), unopened(), 1.0)
+    await binance.message_handler(binance_mark(), unopened(), RECEIVED_S)
     binance.set_intervals({BTC: 1.0})
-    await binance.message_handler(binance_mark(), unopened(), 1.0)
+    await binance.message_handler(binance_mark(), unopened(), RECEIVED_S)
     assert [funding.interval_hours for funding in recorder.of(FundingRate)] == [8.0, 1.0]
 
 
@@ -156,7 +157,7 @@ async def test_a_bad_row_of_the_array_costs_only_itself() -> None:
     recorder = Recorder()
     binance = feed(recorder, "mark_price")
     rows = [binance_mark_row("XAUUSDT", p="NaN"), binance_mark_row(), {"s": "BTCUSDT"}]
-    kind = await binance.message_handler(all_marks(*rows), unopened(), 1.0)
+    kind = await binance.message_handler(all_marks(*rows), unopened(), RECEIVED_S)
     assert kind == "marks"
     assert [mark.symbol for mark in recorder.of(MarkPrice)] == [BTC]
     assert binance.dropped == {"bad_message.ValidationError": 2}
@@ -190,7 +191,7 @@ async def test_what_makes_no_sense_is_an_error_and_no_event(message: bytes) -> N
     recorder = Recorder()
     binance = feed(recorder)
     with pytest.raises((ValueError, ArithmeticError, BadMessage)):
-        await binance.message_handler(message, unopened(), 1.0)
+        await binance.message_handler(message, unopened(), RECEIVED_S)
     assert recorder.events == []
 
 
@@ -202,7 +203,7 @@ async def test_answers_and_errors_are_neither_data_nor_a_reason_to_leave() -> No
         {"code": 2, "msg": "Invalid request: unknown method"},
     ]
     for answer in answers:
-        assert await binance.message_handler(dumps(answer), connection, 1.0) is None
+        assert await binance.message_handler(dumps(answer), connection, RECEIVED_S) is None
     assert binance.dropped == {"bad_message.refused": 2}
     assert connection.notice is None
 
@@ -216,7 +217,7 @@ async def test_answers_and_errors_are_neither_data_nor_a_reason_to_leave() -> No
 )
 async def test_an_announced_shutdown_is_noted_on_the_connection(notice: dict[str, object]) -> None:
     connection = unopened()
-    assert await feed(Recorder()).message_handler(dumps(notice), connection, 1.0) is None
+    assert await feed(Recorder()).message_handler(dumps(notice), connection, RECEIVED_S) is None
     assert connection.notice == "the exchange announces a shutdown"
 
 
@@ -227,7 +228,7 @@ async def test_prices_are_the_floats_nearest_to_their_strings() -> None:
     texts = [f"{chance.uniform(0, 10 ** chance.randint(-6, 7)):.8f}" for _ in range(2_000)]
     texts = [text for text in texts if float(text) > 0]
     for text in texts:
-        await binance.message_handler(binance_mark(p=text), unopened(), 1.0)
+        await binance.message_handler(binance_mark(p=text), unopened(), RECEIVED_S)
     assert [mark.mark_price for mark in recorder.of(MarkPrice)] == [float(text) for text in texts]
 
 
@@ -257,10 +258,10 @@ async def test_frames_of_new_pairs_are_understood_at_once_and_those_of_gone_ones
     recorder = Recorder()
     binance = feed(recorder)
     await binance.follow([market("ETH/USDT:USDT", hours=4.0)])
-    assert await binance.message_handler(binance_mark("ETHUSDT"), unopened(), 1.0) == "marks"
+    assert await binance.message_handler(binance_mark("ETHUSDT"), unopened(), RECEIVED_S) == "marks"
     gone = (binance_mark(), binance_kline(), all_marks(binance_mark_row()))
     for message in gone:
-        assert await binance.message_handler(message, unopened(), 1.0) is not None
+        assert await binance.message_handler(message, unopened(), RECEIVED_S) is not None
     assert {event.symbol for event in recorder.events} == {"ETH/USDT:USDT"}
     assert [funding.interval_hours for funding in recorder.of(FundingRate)] == [4.0]
     assert binance.dropped == {}

@@ -16,6 +16,7 @@ from marketdata.errors import BadMessage
 from marketdata.schema import Channel, FundingRate, LastPrice, MarkPrice
 from tests.feeds import (
     MINUTE_MS,
+    RECEIVED_S,
     Recorder,
     bybit_kline,
     bybit_row,
@@ -59,7 +60,7 @@ class Session:
         """The events that the messages give."""
         self.recorder.events.clear()
         for message in messages:
-            await self.feed.message_handler(message, self.connection, 1.0)
+            await self.feed.message_handler(message, self.connection, RECEIVED_S)
         return list(self.recorder.events)
 
 
@@ -219,7 +220,7 @@ async def test_a_bad_delta_leaves_no_trace() -> None:
 )
 async def test_pongs_and_acknowledgements_are_no_data(message: dict[str, object]) -> None:
     session = Session()
-    kind = await session.feed.message_handler(dumps(message), session.connection, 1.0)
+    kind = await session.feed.message_handler(dumps(message), session.connection, RECEIVED_S)
     assert kind is None
     assert session.feed.dropped == {}
 
@@ -288,7 +289,7 @@ async def test_one_bad_topic_costs_only_itself(numbered: bool) -> None:
             subscribed |= set(request["args"])
         refused = "Invalid symbol :[kline.1.NOPE]" if bad else ""
         message = answer(request, refused=refused, req_id=None if numbered else "")
-        await feed.message_handler(message, connection, 1.0)
+        await feed.message_handler(message, connection, RECEIVED_S)
     assert subscribed == set(topics) - {"kline.1.NOPE"}
     assert feed.refused_topics == {"spot/kline.1.NOPE": "Invalid symbol :[kline.1.NOPE]"}
     assert feed.dropped == {"refused_topics": 1}
@@ -304,7 +305,7 @@ async def test_a_topic_that_was_refused_is_asked_for_alone_and_may_be_granted_la
         ["tickers.NEW"],
     ]
     for request in connection.requests:
-        await feed.message_handler(answer(request), connection, 1.0)
+        await feed.message_handler(answer(request), connection, RECEIVED_S)
     assert feed.refused_topics == {}
 
 
@@ -313,7 +314,7 @@ async def test_a_topic_that_is_subscribed_already_is_not_refused() -> None:
     connection = Unsent(LINEAR_URL, ["tickers.A"])
     await feed.subscribe(connection)
     told = answer(connection.requests[0], refused="error:already subscribed,topic:tickers.A")
-    await feed.message_handler(told, connection, 1.0)
+    await feed.message_handler(told, connection, RECEIVED_S)
     assert feed.refused_topics == {}
 
 
@@ -345,7 +346,7 @@ async def test_a_connection_has_subscribed_when_every_request_is_answered() -> N
     await feed.subscribe(connection)
     for request in connection.requests:
         assert not feed.subscribed(connection)
-        await feed.message_handler(answer(request), connection, 1.0)
+        await feed.message_handler(answer(request), connection, RECEIVED_S)
     assert feed.subscribed(connection)
 
 

@@ -1,9 +1,9 @@
 from decimal import Decimal
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.candles import CandleBook, synthetic_minute
+from ingest.candles import CandleBook, is_exact, synthetic_minute
 from ingest.model import Kline
 from marketdata.schema import CANDLE_MS, MINUTE_MS, Ohlcv
 
@@ -162,3 +162,180 @@ def test_pruning_keeps_whole_candles():
     book.prune(START_MS + 10 * MINUTE_MS)
     assert min(book.minutes) == START_MS + 3 * MINUTE_MS
     assert set(book.revisions) == set(book.minutes)
+
+
+# Several collectors on one store
+
+
+class Collector:
+    """A book, and rows on their way from it to the store that it shares."""
+
+    def __init__(self, store):
+        self.book, self.store = CandleBook(), store
+        self.outbox: list[tuple[str, Ohlcv]] = []
+
+    def hear(self, statement):
+        self._send(self.book.apply([statement]))
+
+    def repair(self, statement):
+        """Ask the store, and then the exchange if that is not answer enough."""
+        minutes, candles = self._stored()
+        known = {row.time for row in minutes} | self.book.minutes.keys()
+        enough = statement.minute_ms in known and not self.book.disputed(minutes)
+        said = [] if enough else [statement._replace(source="rest")]
+        self._send(self.book.merge(said, minutes, candles))
+
+    def agree(self, truth):
+        minutes, candles = self._stored()
+        said = [truth[time_ms] for time_ms in self.book.disputed(minutes)]
+        self._send(self.book.merge(said, minutes, candles))
+
+    def deliver(self, rows=None):
+        for name, row in self.outbox[:rows]:
+            self.store[name][row.time] = row
+        del self.outbox[:rows]
+
+    def rows(self):
+        book = self.book
+        merged = book.merge([], [], [])
+        assert merged == ([], [])
+        return (
+            {t: (kline[3:7], kline.source, book.revisions[t]) for t, kline in book.minutes.items()},
+            book.candles,
+        )
+
+    def _stored(self):
+        return [list(self.store[name].values()) for name in ("ohlcv_1m", "ohlcv_3m")]
+
+    def _send(self, changes):
+        self.outbox += [("ohlcv_1m", row) for row in changes.minutes]
+        self.outbox += [("ohlcv_3m", row) for row in changes.candles]
+
+
+def versions_of(n, count):
+    """What the exchange says of a minute, and how it corrects itself."""
+    later = [START_MS + (n + 1) * MINUTE_MS + 1_000 * k for k in range(count)]
+    return [
+        minute(n, 100.0 + n, high=200.0 + k, volume=f"0.{n + 1}", event_ms=event_ms)
+        for k, event_ms in enumerate(later)
+    ]
+
+
+@st.composite
+def two_lives(draw, most_versions):
+    """Each minute's versions, and what happens to two collectors in which order."""
+    versions = [versions_of(n, draw(st.integers(1, most_versions))) for n in range(4)]
+    steps = []
+    for of_minute in versions:
+        # Each hears of each minute one way or the other, and one of them the last word.
+        for who in (0, 1):
+            steps += [
+                (who, draw(st.sampled_from(["hear", "repair"])), statement)
+                for statement in draw(st.lists(st.sampled_from(of_minute), min_size=1, max_size=3))
+            ]
+        steps.append((draw(st.integers(0, 1)), "hear", of_minute[-1]))
+    deliveries = st.tuples(st.integers(0, 1), st.just("deliver"), st.integers(1, 9))
+    steps += draw(st.lists(deliveries, max_size=8))
+    return versions, draw(st.permutations(steps))
+
+
+def lived(versions, steps):
+    """Two collectors after that, and after each has held its book against the store."""
+    store: dict[str, dict[int, Ohlcv]] = {"ohlcv_1m": {}, "ohlcv_3m": {}}
+    both = [Collector(store), Collector(store)]
+    for who, what, which in steps:
+        getattr(both[who], what)(which)
+    truth = {
+        of_minute[-1].minute_ms: of_minute[-1]._replace(source="rest", event_ms=2**50)
+        for of_minute in versions
+    }
+    for one in both:
+        one.deliver()
+    for one in both + both:
+        one.agree(truth)
+        one.deliver()
+    return both, store, truth
+
+
+@settings(max_examples=50, deadline=None)
+@given(two_lives(most_versions=3))
+def test_two_collectors_come_to_the_same_rows_whichever_writes_last(life):
+    both, store, truth = lived(*life)
+    one, other = both
+    assert one.rows() == other.rows()
+    assert one.rows()[1] == store["ohlcv_3m"]
+    expected = final_candles(list(truth.values()))
+    assert {t: row[3:9] for t, row in store["ohlcv_3m"].items()} == {
+        t: row[3:9] for t, row in expected.items()
+    }
+    for time_ms, row in store["ohlcv_1m"].items():
+        said = truth[time_ms]
+        assert (row.high, row.volume) == (said.high, float(said.volume))
+        assert (row[3:7], row.source, row.revision) == one.rows()[0][time_ms]
+    for collector in both:
+        collector.agree(truth)
+        assert collector.outbox == [], "nobody writes what is there"
+
+
+@settings(max_examples=50, deadline=None)
+@given(two_lives(most_versions=1))
+def test_two_collectors_make_no_revision_of_what_the_exchange_has_not_changed(life):
+    _, store, _ = lived(*life)
+    assert {row.revision for rows in store.values() for row in rows.values()} == {0}
+    heard = {s.minute_ms for _, what, s in life[1] if what == "hear"}
+    assert heard == store["ohlcv_1m"].keys()
+
+
+def stored_minute(n, **changes):
+    row = CandleBook().apply([minute(n)]).minutes[0]
+    return row._replace(**changes)
+
+
+def test_what_the_store_has_with_the_same_values_is_not_written_again():
+    stored = [stored_minute(n, revision=2) for n in range(3)]
+    book = CandleBook()
+    candle = CandleBook().merge([], stored, []).candles[0]._replace(revision=4)
+    again = [minute(n, source="rest") for n in range(3)]
+    assert book.merge(again, stored, [candle]) == ([], [])
+    assert set(book.revisions.values()) == {2}
+    assert book.candles[START_MS] == candle
+
+
+def test_a_candle_that_nobody_made_is_made_of_stored_minutes():
+    book = CandleBook()
+    (candle,) = book.merge([], [stored_minute(n) for n in range(3)], []).candles
+    assert (candle.volume, candle.source, candle.revision) == (3.0, "stream", 0)
+
+
+def test_a_correction_that_another_collector_has_heard_is_followed_or_disputed():
+    stored = [stored_minute(0)]
+    corrected = [stored_minute(0, high=200.0, revision=1)]
+    told, heard = CandleBook(), CandleBook()
+    told.merge([], stored, [])
+    heard.apply([minute(0)])
+    assert told.disputed(corrected) == []
+    assert told.merge([], corrected, []) == ([], [])
+    assert told.minutes[START_MS].high == 200.0
+    assert heard.disputed(corrected) == [START_MS]
+    (row,) = heard.merge([minute(0, event_ms=2**50)], corrected, []).minutes
+    assert (row.high, row.revision) == (100.0, 2), "the exchange takes it back"
+
+
+def test_volumes_that_may_have_been_rounded_are_not_summed():
+    said = minute(0, volume=str(0.1 + 0.2))
+    (rounded,) = CandleBook().apply([said]).minutes
+    assert not is_exact(rounded)
+    book = CandleBook()
+    assert book.merge([], [rounded], []) == ([], [])
+    assert book.minutes == {}
+    assert book.merge([said._replace(source="rest")], [rounded], []) == ([], [])
+    assert book.minutes.keys() == {START_MS}
+
+
+def test_a_made_up_minute_gives_way_to_what_another_collector_has_heard():
+    book = CandleBook()
+    book.apply([minute(0), synthetic_minute("BYBIT", "BTC/USDT:USDT", START_MS + MINUTE_MS, 1.0)])
+    heard = stored_minute(1, close=105.0, high=105.0)
+    assert book.disputed([heard]) == []
+    assert book.merge([], [heard], []) == ([], [])
+    assert book.minutes[START_MS + MINUTE_MS].close == 105.0

@@ -203,7 +203,8 @@ def test_a_range_starts_with_the_first_whole_minute(time_ms: int, minute_ms: int
 
 def bybit_answer(code: object, **headers: str) -> Answer:
     body = {"retCode": code, "retMsg": "Too many visits!", "result": {}, "time": 1672738134824}
-    return Answer(body, {key.replace("_", "-"): value for key, value in headers.items()}, 0, 0)
+    named = {key.replace("_", "-"): value for key, value in headers.items()}
+    return Answer(body, named, 1672738134800, 1672738134850)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,14 @@
+from decimal import Decimal
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.freshness import ClockOffset, Freshness, worst
+from ingest.judge import Judge
+from ingest.model import Kline
 from marketdata.deadlines import DEADLINE_MS
+from marketdata.schema import LastPrice
 
 PAIR = "BTC/USDT:USDT"
 OTHER = "ETH/USDT:USDT"
@@ -56,6 +61,20 @@ def test_rest_may_confirm_the_silence():
     watched.freshness.confirm_quiet(PAIR, T0 + 560_000)
     assert watched.state("candles", 600_000) == "quiet"
     assert watched.state("candles", 651_000) == "late"
+
+
+@pytest.mark.parametrize(("close", "state"), [(100.0, "quiet"), (100.5, "late")])
+def test_a_last_price_stands_while_klines_end_at_it(close, state):
+    watched = Watched()
+    judge = Judge("BYBIT", watched.freshness)
+    judge.observe(LastPrice("BYBIT", PAIR, T0, 100.0), T0)
+    for at_ms in (60_000, 120_000):
+        nothing = (Decimal(0), Decimal(0), None, True)
+        prices = (100.0, 100.5, 100.0, close)
+        judge.observe(Kline("BYBIT", PAIR, T0, *prices, *nothing, T0 + at_ms), T0 + at_ms)
+    assert watched.state("last_price", 150_000) == state
+    assert watched.state("candles", 150_000) == "live"
+    assert watched.state("last_price", 211_000) == "late"
 
 
 def test_rest_may_show_that_the_stream_has_forgotten_a_pair():

@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.gaps import Ledger, Outages
-from marketdata.schema import MINUTE_MS
+from marketdata.schema import MINUTE_MS, Gap
 
 KEY = ("BYBIT", "BTC/USDT:USDT", "candles")
 minutes = st.sets(st.integers(0, 60).map(lambda n: n * MINUTE_MS), min_size=1)
@@ -98,3 +98,43 @@ def test_an_outage_runs_from_the_last_tick_to_the_next_one():
     assert outages.open == 0
     outages.begin(key, 100_000, "silent", now_ms=120_000)
     assert outages.open == 1
+
+
+def test_a_gap_that_overlaps_one_of_another_collector_closes_with_it():
+    theirs = Ledger(MINUTE_MS)
+    theirs.missing(KEY, [0, MINUTE_MS], "disconnected")
+    ledger = Ledger(MINUTE_MS)
+    ledger.missing(KEY, [MINUTE_MS], "silent")
+    ledger.rows()
+    ledger.load(theirs.rows())
+    assert ledger.open == 2
+    ledger.found(KEY, [0, MINUTE_MS], "repaired", now_ms=500_000)
+    assert sorted((gap.time, gap.state) for gap in ledger.rows()) == [
+        (0, "repaired"),
+        (MINUTE_MS, "repaired"),
+    ]
+
+
+def test_a_gap_that_is_known_is_not_taken_over_again():
+    ledger = Ledger(MINUTE_MS)
+    ledger.missing(KEY, [0, MINUTE_MS], "silent")
+    (row,) = ledger.rows()
+    ledger.found(KEY, [0], "repaired", now_ms=500_000)
+    ledger.load([row])
+    ledger.found(KEY, [MINUTE_MS], "repaired", now_ms=500_000)
+    assert ledger.open == 0
+
+
+def test_an_outage_that_another_run_left_open_is_settled_once():
+    outages = Outages()
+    key = ("BYBIT", "BTC/USDT:USDT", "funding")
+    left = Gap(*key, 1_000, 20_000, "silent", "open", None)
+    outages.load([left, left._replace(time=30_000, until_ms=40_000, state="lost")])
+    assert outages.ended() == [(key, left)]
+    outages.settle(key, 1_000, "lost", now_ms=90_000)
+    assert outages.ended() == []
+    outages.settle(key, 1_000, "repaired", now_ms=91_000)
+    (row,) = outages.rows()
+    assert (row.state, row.closed_ms) == ("lost", 90_000)
+    outages.settle(key, 1_000, "repaired", now_ms=92_000)
+    assert outages.rows() == []

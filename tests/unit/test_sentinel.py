@@ -54,8 +54,14 @@ class Watched:
     def __init__(self, *, others=True):
         self.clock, self.lanes, self.rest = StandingClock(), Lanes(), Rest()
         rest = cast(ExchangeRest, self.rest)
-        self.sentinel = Sentinel("X", rest, lambda: self.lanes, lambda: others, self.clock)
+        self.looks = 0
+        self.sentinel = Sentinel(
+            "X", rest, lambda: self.lanes, lambda: others, self._look_at_markets, self.clock
+        )
         self.sentinel.freshness.follow({pair: ["mark_price"] for pair in PAIRS}, T0)
+
+    def _look_at_markets(self):
+        self.looks += 1
 
     def after(self, seconds, *pairs):
         """Let time pass, with a mark of these pairs each second."""
@@ -81,6 +87,7 @@ def test_a_connection_that_forgets_one_pair_is_replaced_once_and_not_each_second
     assert watched.state(PAIRS[1]) == "late"
     assert [lane for lane, _ in watched.lanes.rotated] == ["market-1"]
     assert PAIRS[1] in watched.lanes.rotated[0][1]
+    assert watched.looks == 1, "it may have been delisted"
 
 
 def test_a_connection_that_brings_nothing_is_left_to_its_supervisor():
@@ -88,6 +95,7 @@ def test_a_connection_that_brings_nothing_is_left_to_its_supervisor():
     watched.after(5, *PAIRS)
     watched.after(60)
     assert watched.lanes.rotated == []
+    assert watched.looks == 0
 
 
 async def test_without_connections_and_rest_the_venue_is_down_and_comes_back_with_data():

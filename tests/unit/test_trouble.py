@@ -1,6 +1,7 @@
 from ingest.trouble import troubles
 
 LIVE = {"state": "live", "since_ms": 0, "event_ms": 9, "age_ms": 1}
+STORE = {"kind": "influxdb", "state": "live", "error": None, "aside": 0, "last_success_ms": 99}
 
 
 def status(**changes):
@@ -11,7 +12,7 @@ def status(**changes):
     }  # fmt: skip
     return {
         "exchanges": {"BYBIT": exchange | changes.pop("exchange", {})},
-        "store": {"kind": "influxdb", "state": "live", "error": None},
+        "store": STORE,
         "outbox": {"rows": 0, "oldest_ms": None},
         "redis": {"state": "live"},
         "gaps": {"open": 0},
@@ -23,12 +24,22 @@ def test_when_nothing_is_wrong_there_is_nothing_to_say():
 
 
 def test_a_store_that_is_away_says_what_waits_and_since_when():
-    down = {"kind": "influxdb", "state": "down", "error": "connection refused"}
+    down = STORE | {"state": "down", "error": "connection refused", "aside": 1}
     outbox = {"rows": 12_345, "oldest_ms": 77}
     (trouble,) = troubles(status(store=down, outbox=outbox))
     assert "connection refused" in trouble.what
-    assert trouble.since_ms == 77
+    assert trouble.since_ms == 99, "older rows may wait that failed alone"
+    never = down | {"last_success_ms": None}
+    (since_the_start,) = troubles(status(store=never, outbox=outbox))
+    assert since_the_start.since_ms == 77
     assert "12,345 rows wait on disk" in trouble.doing
+
+
+def test_a_store_that_fails_on_some_rows_only_is_told():
+    store = STORE | {"aside": 1}
+    (trouble,) = troubles(status(store=store, outbox={"rows": 9, "oldest_ms": 77}))
+    assert "fails on some rows, and takes the others" in trouble.what
+    assert trouble.since_ms == 77
 
 
 def test_pairs_that_fail_alike_are_one_line_that_names_a_few():

@@ -1,0 +1,31 @@
+"""A service that is killed loses nothing: `kill -9`, SIGTERM, SIGINT, no memory left.
+
+MARKETDATA_KILLS says how often it is killed on each store; left out, three times.
+"""
+
+import os
+import random
+
+from tests.scenarios import measured
+from tests.soak.kill import ENDINGS, influx_store, killed, sqlite_store
+
+ROUNDS = int(os.environ.get("MARKETDATA_KILLS", "3"))
+
+
+def some(endings):
+    return [endings[n % len(endings)] for n in range(ROUNDS)]
+
+
+async def test_killed_at_random_moments_the_store_is_whole_and_true_on_sqlite(tmp_path):
+    seed = random.randrange(2**32)
+    measured("seed", seed)
+    figures = await killed(tmp_path, sqlite_store(tmp_path), some(ENDINGS), seed)
+    measured("killed on sqlite", figures)
+
+
+async def test_killed_at_random_moments_the_store_is_whole_and_true_on_influxdb(tmp_path, influx):
+    seed = random.randrange(2**32)
+    measured("seed", seed)
+    store = influx_store(influx.url, influx.org, influx.bucket, influx.token)
+    figures = await killed(tmp_path, store, some(("int", "kill", "memory")), seed)
+    measured("killed on influxdb", figures)
