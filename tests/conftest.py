@@ -19,7 +19,6 @@ from tests.servers.influx import InfluxBucket, InfluxServer, find_influxd
 from tests.servers.process import free_port as find_free_port
 from tests.servers.redis import RedisServer, find_redis_server
 
-
 HURRIED = {
     "test_incident",
     "test_outages",
