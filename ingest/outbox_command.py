@@ -20,6 +20,7 @@ from typing import Any, Final
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ingest.database import LOCKED_S, errors_by_type, lenient_text
 from ingest.display import age_text
@@ -158,7 +159,7 @@ def _version(connection: sqlite3.Connection) -> int:
 def _refused(values: Any) -> Json:
     record = Quarantined(*values)
     try:
-        row = record.decode()._asdict()  # type: ignore[union-attr]
+        row = record.decode()._asdict()
     except BrokenRecord:
         row = None
     return {
@@ -202,7 +203,7 @@ def _quarantine_table(newest: list[Json]) -> Table:
             str(row["exchange"]),
             str(row["symbol"]),
             _time(row["time"]),
-            words,
+            Text(words),  # brackets in them are no markup
         )
     return table
 

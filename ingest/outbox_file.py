@@ -14,34 +14,28 @@ from typing import NamedTuple, ParamSpec, TypeVar
 
 import structlog
 
-from ingest import salvage
+from ingest import quarantine, salvage
 from ingest.database import DamagedFile, Database
 from ingest.outbox_ledger import PAGE_BYTES, Damage, Ledger, Lock, new_file
 from ingest.outbox_records import (
     ENTRY_COLUMNS,
     INSERT_ENTRY,
-    INSERT_QUARANTINED,
-    QUARANTINED_COLUMNS,
     BrokenRecord,
     Entry,
-    Quarantined,
     entries,
-    quarantined,
+    entries_between,
+    key_of,
 )
 from ingest.outbox_schema import MIGRATIONS, TABLES, VERSION
-from ingest.sinks.base import Rejected, Settled
+from ingest.sinks.base import Settled
 from marketdata.errors import StoreUnavailable
-from marketdata.schema import MEASUREMENTS, Batch, Row
+from marketdata.schema import Batch, Row
 
 _AFTER_ALL = 2**62
 THINNED_FIRST = ("mark_price", "funding_rate", "last_price")
 """At the bound these go, in this order, oldest first; nothing else ever does."""
-QUARANTINED_TICKS = 10_000
-"""Rejected ticks kept to be looked at; a store that rejects every tick must not fill the disk."""
 BROKEN_KEPT = 1_000
 """Broken records kept as bytes, the newest; all are counted."""
-RETRIED_ROWS = 10_000
-"""Rows that leave the quarantine in one transaction, so that an append never waits long."""
 MENDS = 2
 """Repairs for one job: a disk that damages what has just been written isn't mended for ever."""
 MENDED_AGAIN_S = 5.0
@@ -195,7 +189,7 @@ class OutboxFile:
             if missed:
                 cause = "its last commits are missing: the write-ahead log was cut, or is gone"
                 ledger.damage = Damage(cause, missed, None)
-        self._lock.keep(self._ledger)
+        self._lock.keep(self._ledger.encode())
         connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         with self._path.open("rb") as file:
             self._lock.keep_first_page(file.read(PAGE_BYTES))
@@ -228,16 +222,17 @@ class OutboxFile:
         if self._database.moved():
             raise DamagedFile("it was moved or deleted under the service")
         ledger = self._ledger.copy()
+        line = None
         with self._database.transaction() as connection:
             yield connection, ledger
             if ledger != self._ledger:
-                ledger.write(connection)
+                line = ledger.write(connection)
             oldest = connection.execute("SELECT created_ms FROM entries ORDER BY id LIMIT 1")
             oldest_ms = next((created_ms for (created_ms,) in oldest), None)
         self._oldest_ms = oldest_ms
-        if ledger != self._ledger:
+        if line is not None:
             self._ledger = ledger
-            self._lock.keep(ledger)
+            self._lock.keep(line)
 
     def append(self, batch: Batch, now_ms: int) -> None:
         """Commit every row of `batch`; ticks may be dropped for it, also of this batch."""
@@ -329,85 +324,25 @@ class OutboxFile:
                     (entry,),
                 ):
                     ledger.add(measurement, rows=-rows, size=-size)
-            forgotten = self._quarantine(connection, ledger, settled.rejected, now_ms)
-            self._requeue(connection, ledger, now_ms)
+            forgotten = quarantine.keep(connection, ledger, settled.rejected, now_ms)
+            self._insert(connection, ledger, quarantine.retried(connection, ledger, now_ms))
         self._in_flight = frozenset()
         self.dropped.update(f"quarantine_full.{measurement}" for measurement in forgotten)
-
-    def _quarantine(
-        self,
-        connection: sqlite3.Connection,
-        ledger: Ledger,
-        rejected: Sequence[Rejected],
-        now_ms: int,
-    ) -> list[str]:
-        """Keep the rejected rows, of ticks the newest only; the measurements of those that go."""
-        if not rejected:
-            return []
-        first = ledger.new_ids(len(rejected))
-        connection.executemany(
-            INSERT_QUARANTINED,
-            [(first + n, *quarantined(row, now_ms)[1:]) for n, row in enumerate(rejected)],
-        )
-        for row in rejected:
-            ledger.add(row.measurement, refused=1)
-        oldest = connection.execute(
-            "SELECT id, measurement FROM quarantine WHERE tick ORDER BY id DESC LIMIT -1 OFFSET ?",
-            (QUARANTINED_TICKS,),
-        ).fetchall()
-        connection.executemany("DELETE FROM quarantine WHERE id = ?", [row[:1] for row in oldest])
-        for _, measurement in oldest:
-            ledger.add(measurement, refused=-1)
-        return [measurement for _, measurement in oldest]
 
     def requeue(self) -> None:
         """Let the rows wait again that `ingest outbox retry` has marked."""
         with self._change() as (connection, ledger):
-            self._requeue(connection, ledger, self._now_ms())
-
-    def _requeue(self, connection: sqlite3.Connection, ledger: Ledger, now_ms: int) -> None:
-        marked = [
-            Quarantined(*values)
-            for values in connection.execute(
-                f"SELECT {QUARANTINED_COLUMNS} FROM quarantine INDEXED BY quarantine_to_retry"
-                " WHERE retry ORDER BY id LIMIT ?",
-                (RETRIED_ROWS,),
-            )
-        ]
-        if not marked:
-            return
-        batch: dict[str, list[Row]] = {}
-        for record in marked:
-            batch.setdefault(record.measurement, []).append(record.decode())
-            ledger.add(record.measurement, refused=-1)
-        new: list[Entry] = []
-        for name, rows in batch.items():
-            waiting = self._waiting(connection, name, rows)
-            rows = [row for row in rows if _key(name)(row) not in waiting]
-            new += entries(name, rows, now_ms)
-        self._insert(connection, ledger, new)
-        connection.executemany(
-            "DELETE FROM quarantine WHERE id = ?", [(record.id,) for record in marked]
-        )
-
-    def _waiting(
-        self, connection: sqlite3.Connection, name: str, rows: Sequence[Row]
-    ) -> set[tuple[object, ...]]:
-        """Keys of rows that wait already: each is a later state, which must be written last."""
-        if MEASUREMENTS[name].tick:
-            return set()
-        times = [row.time for row in rows]
-        entries = _entries_between(connection, name, min(times), max(times) + 1)
-        return {_key(name)(row) for entry in entries for row in entry.decode()}
+            marked = quarantine.retried(connection, ledger, self._now_ms())
+            self._insert(connection, ledger, marked)
 
     def pending(
         self, measurement: str, exchange: str, symbol: str, start_ms: int, end_ms: int
     ) -> list[Row]:
         """A pair's rows with start <= time < end, ascending; the newest where one was rewritten."""
         with self._change() as (connection, _):
-            found = _entries_between(connection, measurement, start_ms, end_ms)
+            found = entries_between(connection, measurement, start_ms, end_ms)
         newest = {
-            _key(measurement)(row): row
+            key_of(measurement)(row): row
             for entry in found
             for row in entry.rows_of(exchange, symbol)
             if start_ms <= row.time < end_ms
@@ -443,18 +378,6 @@ class OutboxFile:
         )
 
 
-def _entries_between(
-    connection: sqlite3.Connection, measurement: str, start_ms: int, end_ms: int
-) -> list[Entry]:
-    """The measurement's entries that may have rows with start <= time < end, in order."""
-    found = connection.execute(
-        f"SELECT {ENTRY_COLUMNS} FROM entries WHERE measurement = ? AND last_ms >= ?"
-        " AND first_ms < ? ORDER BY id",
-        (measurement, start_ms, end_ms),
-    )
-    return [Entry(*values) for values in found]
-
-
 def _shelves(connection: sqlite3.Connection) -> Iterator[Shelf]:
     """The shelves with rows on them: without ticks first, newer before older."""
     for tick in (False, True):
@@ -466,7 +389,3 @@ def _shelves(connection: sqlite3.Connection) -> Iterator[Shelf]:
         ).fetchone():
             (before,) = found
             yield Shelf(tick, before)
-
-
-def _key(measurement: str) -> Callable[[Row], tuple[object, ...]]:
-    return attrgetter(*MEASUREMENTS[measurement].keys)

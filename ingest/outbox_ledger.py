@@ -154,9 +154,13 @@ class Ledger:
         found: Any = connection.execute("SELECT state FROM ledger WHERE id = 1").fetchone()
         return None if found is None else cls.decode(found[0])
 
-    def write(self, connection: sqlite3.Connection) -> None:
-        """Into the file, within the caller's transaction."""
-        connection.execute("INSERT OR REPLACE INTO ledger VALUES (1, ?)", (self.encode(),))
+    def write(self, connection: sqlite3.Connection) -> bytes:
+        """Into the file, within the caller's transaction; what was written, for the copy."""
+        line = self.encode()
+        # Replacing the row would be simpler; updating it is a fifth of a small commit faster.
+        if not connection.execute("UPDATE ledger SET state = ? WHERE id = 1", (line,)).rowcount:
+            connection.execute("INSERT INTO ledger VALUES (1, ?)", (line,))
+        return line
 
     @classmethod
     def counted(cls, connection: sqlite3.Connection) -> Ledger:
@@ -223,9 +227,9 @@ class Lock:
         found = os.pread(self._descriptor, _PAGE_AT - _COPY_AT, _COPY_AT)
         return Ledger.decode(found[: found.find(b"\n") + 1])
 
-    def keep(self, ledger: Ledger) -> None:
-        """Copy a ledger whose transaction is on disk."""
-        self._write(ledger.encode(), _COPY_AT)
+    def keep(self, line: bytes) -> None:
+        """Copy a ledger, encoded, whose transaction is on disk."""
+        self._write(line, _COPY_AT)
 
     @property
     def first_page(self) -> bytes | None:

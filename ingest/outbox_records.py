@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
+from operator import attrgetter
 from typing import Any, NamedTuple, cast
 
 import orjson
@@ -148,6 +150,23 @@ def quarantined(rejected: Rejected, now_ms: int) -> Quarantined:
     tick = int(MEASUREMENTS[rejected.measurement].tick)
     row = _encode([rejected.row])[1:-1]
     return Quarantined.sealed(0, now_ms, rejected.measurement, tick, row, rejected.reason)
+
+
+def entries_between(
+    connection: sqlite3.Connection, measurement: str, start_ms: int, end_ms: int
+) -> list[Entry]:
+    """The measurement's entries that may have rows with start <= time < end, in order."""
+    found = connection.execute(
+        f"SELECT {ENTRY_COLUMNS} FROM entries WHERE measurement = ? AND last_ms >= ?"
+        " AND first_ms < ? ORDER BY id",
+        (measurement, start_ms, end_ms),
+    )
+    return [Entry(*values) for values in found]
+
+
+def key_of(measurement: str) -> Callable[[Row], tuple[object, ...]]:
+    """What keys a measurement's rows: tags and time."""
+    return attrgetter(*MEASUREMENTS[measurement].keys)
 
 
 def _maker(measurement: str) -> type[Row]:

@@ -188,7 +188,7 @@ class Publisher:
     def _is_whole(self, stream: str) -> None:
         """A stream has all that there is; if it broke before, whoever follows it is told."""
         now_ms = self._clock.now_ms()
-        if stream in self._broken:
+        if stream in self._broken and self._streams is not None:
             self._broken.discard(stream)
             dropped = self._missing.pop(stream, 0)
             if dropped and stream == keys.STREAM_OHLCV_3M:

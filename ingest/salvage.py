@@ -214,7 +214,9 @@ class _Found(Generic[Record]):
         for record in self._records():
             count = record.rows if isinstance(record, Entry) else 1
             try:
-                record.decode()
+                record.check()
+                if not self._sealed:
+                    record.decode()
             except BrokenRecord:
                 self._lose(record.measurement, count)
                 continue

@@ -22,6 +22,7 @@ from ingest.exchanges.rest_base import (
     closed_mark_candles,
     kline,
     mark_candle,
+    require_within,
     server_time_ms,
     settled_rate,
     volumes_by_id,
@@ -139,6 +140,7 @@ class BinanceFuturesRest(PagedHistory):
             limit=FUNDING.name,
         )
         rates = parse_settlements(answer.body, market)
+        require_within((rate.time_ms for rate in rates), start_ms, end_ms)
         if len(rates) < SETTLEMENTS_PAGE:
             return rates, end_ms
         # A special rate of the last minute may stand on the next page.

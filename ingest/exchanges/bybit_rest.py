@@ -22,6 +22,7 @@ from ingest.exchanges.rest_base import (
     kline,
     mark_candle,
     milliseconds,
+    require_within,
     server_time_ms,
     settled_rate,
     volumes_by_id,
@@ -157,6 +158,7 @@ class BybitRest(PagedHistory):
                 },
             )
             page = parse_settlements(_list(answer), market)
+            require_within((rate.time_ms for rate in page), start_ms, end_ms)
             rates = page + rates
             if len(page) < SETTLEMENTS_PAGE:
                 break

@@ -16,6 +16,7 @@ from ingest.exchanges.rest_base import (
     Settled,
     next_candle,
     next_minute,
+    require_within,
     settlement_rows,
 )
 from ingest.model import Kline
@@ -72,6 +73,7 @@ class PagedHistory(ABC):
         start_ms, end_ms = next_minute(start_ms), next_minute(end_ms)
         async for page in self._pages("ohlcv", market, start_ms, end_ms):
             klines = self._parse_klines(page.rows, market, page.server_ms)
+            require_within((kline.minute_ms for kline in klines), page.start_ms, page.end_ms)
             yield MinutesPage(klines, page.start_ms, page.end_ms, page.server_ms)
 
     async def mark_candles(
@@ -79,7 +81,9 @@ class PagedHistory(ABC):
     ) -> AsyncIterator[list[Mark3m]]:
         start_ms, end_ms = next_candle(start_ms), next_candle(end_ms)
         async for page in self._pages("mark_3m", market, start_ms, end_ms):
-            yield self._parse_mark_candles(page.rows, market, page.server_ms)
+            candles = self._parse_mark_candles(page.rows, market, page.server_ms)
+            require_within((candle.time for candle in candles), page.start_ms, page.end_ms)
+            yield candles
 
     async def settlements(
         self, market: Market, start_ms: int, end_ms: int

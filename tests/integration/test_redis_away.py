@@ -22,7 +22,7 @@ from tests.service import (
 )
 from tests.waiting import eventually
 
-BTC = ("BINANCE_FUTURES", "BTC/USDT:USDT")
+BTC = "BTC/USDT:USDT"
 WAIT_S = 60
 
 
@@ -62,8 +62,8 @@ async def test_a_redis_that_dies_and_hangs_costs_the_store_nothing_and_doubles_n
                 await has_another_candle()
                 await eventually(partial(all_is_back, client, service), WAIT_S, "all is back")
                 with MarketData(settings=settings, now_ms=clock.now_ms) as data:
-                    read = partial(data.get_mark_price, with_source=True)
-                    assert (await asyncio.to_thread(read, BTC[1])).source == "redis"
+                    mark = await asyncio.to_thread(data.get_mark_price, BTC, with_source=True)
+                    assert mark.source == "redis"
             announced = Counter(
                 (fields["exchange"], fields["symbol"], json.loads(fields["data"])[0])
                 for _, fields in client.xrange(keys.STREAM_OHLCV_3M)
@@ -83,7 +83,7 @@ def all_is_back(client: redis.Redis, service) -> bool:
         if not client.exists(keys.health(exchange)):
             return False
         for pair in pairs:
-            held = client.zrange(keys.candles(exchange, pair), 0, -1)
+            held: list[str] = client.zrange(keys.candles(exchange, pair), 0, -1)  # type: ignore[assignment]
             times = [json.loads(member)[0] for member in held]
             stored = service_rows(service, exchange, pair)
             if not client.exists(keys.last(exchange, pair)) or not set(stored) <= set(times):

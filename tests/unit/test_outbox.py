@@ -152,7 +152,7 @@ async def test_rejected_rows_go_to_the_quarantine_with_the_sinks_words(
 async def test_of_rejected_ticks_only_the_newest_are_kept_and_the_others_counted(
     outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ingest.outbox_file.QUARANTINED_TICKS", 10)
+    monkeypatch.setattr("ingest.quarantine.QUARANTINED_TICKS", 10)
     for start in (0, 8):
         rows = marks(8, start=TIME + start)
         await outbox.append({"mark_price": rows})
