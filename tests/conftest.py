@@ -20,7 +20,9 @@ from tests.servers.process import free_port as find_free_port
 from tests.servers.redis import RedisServer, find_redis_server
 
 HURRIED = {
+    "test_chaos",
     "test_incident",
+    "test_kill",
     "test_outages",
     "test_repair",
     "test_scenarios",

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import ingest.connection
@@ -74,9 +75,11 @@ class ServiceProcess:
     async def end(self, how: str) -> int:
         """End it and return its exit code.
 
-        `kill`, `term` and `int` are the signals. `memory` leaves it no more address space; if it
-        hasn't ended by itself ten seconds later, or with `kernel`, the kernel sends SIGKILL because
-        of a limit that we set (RLIMIT_CPU), as it does when memory runs out.
+        `kill`, `term` and `int` are the signals. With `kernel` the kernel sends SIGKILL because of
+        a limit that we set (RLIMIT_CPU), as it does when memory runs out. `memory` leaves it no
+        address space; what that doesn't end within ten seconds the kernel is to kill, and what uses
+        no processor any more either gets SIGKILL as from a watchdog: without memory for another
+        thread Python's own end may wait for ever.
         """
         assert self._process is not None
         number = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}.get(how)
@@ -90,6 +93,11 @@ class ServiceProcess:
                         await self._process.wait()
                 except TimeoutError:
                     self._have_the_kernel_kill()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(MEMORY_S):
+                        await self._process.wait()
+                if self._process.returncode is None:
+                    self._process.kill()
             else:
                 self._have_the_kernel_kill()
         try:
