@@ -43,7 +43,7 @@ class Frame(NamedTuple):
     """One line of a connection: a message, or what is told of the connection.
 
     `text` is None where `told` says what happened: nothing (it is being opened), `opened`,
-    `continued: since when`, `closed: cause`, `lost: lines`. `url` is empty until it is told.
+    `continued: since when`, `closed: cause`, `lost: lines`. `url` is empty if it is never told.
     """
 
     received_ms: int
@@ -138,7 +138,7 @@ class Capture:
         return 0
 
     def _frames(self, connection: str, parts: Sequence[Part]) -> Iterator[Frame]:
-        url = ""
+        url = _first_url(parts)
         for part in parts:
             for line in self._lines(part.path):
                 try:
@@ -201,6 +201,15 @@ def _of_exchange(exchange: str, parts: Sequence[Part]) -> Capture:
         if part.stem.startswith(f"{exchange}.ws."):
             connections.setdefault(part.stem, []).append(part)
     return Capture(exchange, [part for part in parts if part.stem == exchange], connections)
+
+
+def _first_url(parts: Sequence[Part]) -> str:
+    """Where a connection went, even if the line that told it first is lost."""
+    for part in parts:
+        for line in read_lines(part.path):
+            if line and not line[:1].isdigit() and (match := _TOLD.fullmatch(line)) is not None:
+                return match[1].decode(errors="replace")
+    return ""
 
 
 def _is_spoilt(before_ms: int | None, time_ms: int, after_ms: int) -> bool:

@@ -121,7 +121,8 @@ def read_lines(path: Path) -> Iterator[bytes | None]:
 
 
 def _members(data: bytes) -> Iterator[bytes | None]:
-    """The text of each member, None for one that is spoilt; of the last one, what is there."""
+    """The text of each member, None for one that is spoilt; of the last one the whole lines that
+    are there, and None for what is cut off."""
     view = memoryview(data)
     start = 0
     while start < len(data):
@@ -136,9 +137,14 @@ def _members(data: bytes) -> Iterator[bytes | None]:
         except zlib.error:
             left = 0
         following = data.find(_HEAD, start + 1)
-        if left and (unpacking.eof or following < 0):
-            yield b"".join(pieces)
+        text = b"".join(pieces)
+        if left and unpacking.eof:
+            yield text
             start = at
+        elif left and following < 0:
+            yield text[: text.rfind(b"\n") + 1]
+            yield None
+            return
         else:
             # None of it: a spoilt digit reads as well as a right one, only the checksum tells.
             yield None

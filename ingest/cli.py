@@ -39,6 +39,7 @@ _ELSEWHERE = {
     "audit": "ingest.audit_command",
     "backfill": "ingest.backfill_command",
     "compare": "ingest.compare_command",
+    "outbox": "ingest.outbox_command",
     "setup": "ingest.setup_command",
     "simulate": "ingest.simulator.command",
 }

@@ -6,6 +6,7 @@ known stays, because a bot may hold positions in those pairs.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -114,14 +115,17 @@ class Discovery:
             self._redis_url,
             decode_responses=True,
             encoding_errors="replace",
-            socket_timeout=REDIS_TIMEOUT_S,
+            # Theirs is a `wait_for`, which loses cancellations before Python 3.12.
+            socket_timeout=None,
             socket_connect_timeout=REDIS_TIMEOUT_S,
         )
         try:
-            pairs = await self._first_that_has_any(client, wanted.redis, catalogue)
-        except RedisError as error:
+            async with asyncio.timeout(REDIS_TIMEOUT_S):
+                pairs = await self._first_that_has_any(client, wanted.redis, catalogue)
+        except (RedisError, TimeoutError) as error:
             if not self._away:
-                log.warning("pairs_from_before", exchange=self._exchange, cause=str(error))
+                cause = str(error) or f"no answer within {REDIS_TIMEOUT_S:g} s"
+                log.warning("pairs_from_before", exchange=self._exchange, cause=cause)
             self._away = True
             return before
         finally:

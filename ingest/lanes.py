@@ -62,7 +62,7 @@ class LaneStatus:
     """What a lane is worth now; `last_error` is how its last connection failed.
 
     `reconnects` counts the connections that had to be replaced, `rotations` those that were left
-    for a new one while they still delivered.
+    for a new one while they still delivered, or might have.
     """
 
     id: str

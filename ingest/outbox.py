@@ -9,19 +9,39 @@ Invariants
       Ticks are never rewritten: the newest leave first. The rest leaves in the order in which it
       came, so that the later state of a row is written last. Shelves without ticks go before those
       with, newer shards before older ones; `take` passes over those that its caller has set aside.
+    * A row comes out as it went in, or not at all: one whose record is damaged is counted.
     * One process per file: a second one is refused.
 
 Records
     SQLite in WAL mode, synchronous=FULL. `entries`: one record per measurement, shard and at most
     1,000 rows of one batch; `id` is the order, `first_ms` and `last_ms` the rows' times, `payload`
     a JSON array of rows, each an array in column order. `quarantine`: one record a row, with the
-    reason. `PRAGMA user_version` is the version of this layout; an unknown one is refused.
-    Beside the file lies `<name>.lock`, locked (flock) by the process that has it open.
+    reason; `retry` marks those that are to be sent again. `broken`: the bytes of damaged records,
+    the newest 1,000. Each record has a CRC-32 over its columns in `checksum`; ids count up over
+    both tables, and none is used twice. `PRAGMA user_version` is the version of this layout: an
+    earlier one is migrated in one transaction (`ingest.outbox_schema`), a later one refused.
+
+Ledger
+    One row, written in the transaction of every change: by measurement, the rows that ever came in,
+    the rows and bytes that wait, the rows in quarantine. Beside the file lies `<name>.lock`, locked
+    (flock) by the process that has it open. It holds copies of the ledger, written after each
+    commit, and of the database's first page, without which SQLite reads none of the others.
 
 Recovery
     SQLite's own: a commit is whole or absent. After a crash what was with the sink is taken again;
     rows that the store has already are written to it once more, which changes nothing there, since
     points are keyed. Delivery is at least once, and effectively once.
+
+Damage
+    On opening the whole file is checked (`integrity_check`), and the ledger is held against its
+    copy, which shows commits that the file has lost. While running, checksums and SQLite's own
+    errors show it, and so do rows that the ledger knows and nobody finds.
+    One broken record is moved to `broken`; the others go on. Anything worse: what can be read goes
+    into a fresh file, and the damaged one aside, as `<name>.damaged-<ms>` (`ingest.salvage`).
+    What the ledger knows and wasn't found is counted under `outbox_damaged.<measurement>`, or
+    `outbox_damaged.unknown` where no ledger is left to tell (then at least what is known to be
+    gone). One error in the log says it all. Of lost commits it is all that came in by them: some of
+    it the store may have.
 
 The bound
     `max_bytes` of payload. Beyond it the oldest entries of mark prices are dropped, then those of
@@ -32,8 +52,10 @@ The bound
 
 Not promised
     The file doesn't shrink: freed space is used again. A number that isn't finite becomes absent.
-    If the disk is full, `append` raises `StoreUnavailable`, and the caller has to count or keep.
-    A damaged file is refused, not mended.
+    If the disk is full, `append` raises `StoreUnavailable`, and the caller has to count or keep;
+    forgetting what was stored needs some room too. A repair needs as much room as what it saves,
+    and appends wait for it. Damaged files are never deleted here. A row that is sent again from the
+    quarantine replaces a later state of it that the store got meanwhile.
 """
 
 from __future__ import annotations
@@ -75,12 +97,13 @@ class Outbox:
     async def open(cls, path: Path, max_bytes: int, clock: Clock | None = None) -> Outbox:
         """Open or create the file; StoreRefused if another process has it open."""
         worker = Worker("outbox")
+        clock = clock or Clock()
         try:
-            file = await worker.run(OutboxFile, path, max_bytes)
+            file = await worker.run(OutboxFile, path, max_bytes, clock.now_ms)
         except BaseException:
             await worker.close()
             raise
-        return cls(file, worker, clock or Clock())
+        return cls(file, worker, clock)
 
     async def append(self, batch: Batch) -> None:
         """Keep `batch`: on disk when this returns. Don't change its lists before that."""
@@ -124,7 +147,7 @@ class Outbox:
     async def _run(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         def run() -> T:
             try:
-                return job(*args, **kwargs)
+                return self._file.mending(job, *args, **kwargs)
             finally:
                 # From the thread, so that it happens even if the caller was cancelled meanwhile.
                 self._loop.call_soon_threadsafe(self._refresh)

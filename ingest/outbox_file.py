@@ -1,59 +1,51 @@
-"""The outbox's file: its tables, its records, what is dropped at the bound. See `ingest.outbox`."""
+"""The outbox's file: what is written to it, read from it and mended. See `ingest.outbox`."""
 
 from __future__ import annotations
 
-import fcntl
-import os
 import sqlite3
+import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple, ParamSpec, TypeVar
 
-import orjson
+import structlog
 
-from ingest.database import Database
-from ingest.sinks.base import Rejected, Settled
-from marketdata.errors import StoreRefused, StoreUnavailable
-from marketdata.schema import MEASUREMENTS, Batch, Row
+from ingest import quarantine, salvage
+from ingest.database import DamagedFile, Database
+from ingest.outbox_ledger import PAGE_BYTES, Damage, Ledger, Lock, new_file
+from ingest.outbox_records import (
+    ENTRY_COLUMNS,
+    INSERT_ENTRY,
+    BrokenRecord,
+    Entry,
+    entries,
+    entries_between,
+    key_of,
+)
+from ingest.outbox_schema import MIGRATIONS, TABLES, VERSION
+from ingest.sinks.base import Settled
+from marketdata.errors import StoreUnavailable
+from marketdata.schema import Batch, Row
 
-SCHEMA_VERSION = 1
-SHARD_MS = 30 * 86_400_000
-"""A parcel never crosses a multiple of this: InfluxDB's shards are as long, or divide it."""
-ENTRY_ROWS = 1_000
 _AFTER_ALL = 2**62
 THINNED_FIRST = ("mark_price", "funding_rate", "last_price")
 """At the bound these go, in this order, oldest first; nothing else ever does."""
-QUARANTINED_TICKS = 10_000
-"""Rejected ticks kept to be looked at; a store that rejects every tick must not fill the disk."""
+BROKEN_KEPT = 1_000
+"""Broken records kept as bytes, the newest; all are counted."""
+MENDS = 2
+"""Repairs for one job: a disk that damages what has just been written isn't mended for ever."""
+MENDED_AGAIN_S = 5.0
+"""Between two repairs that fail, because the disk is full."""
+_SOMETHING = " UNION ALL ".join(f"SELECT 1 FROM {t}" for t in ("ledger", "entries", "quarantine"))
 
-_TABLES = (
-    """CREATE TABLE entries (
-        id INTEGER PRIMARY KEY,
-        created_ms INTEGER NOT NULL,
-        measurement TEXT NOT NULL,
-        tick INTEGER NOT NULL,
-        shard INTEGER NOT NULL,
-        first_ms INTEGER NOT NULL,
-        last_ms INTEGER NOT NULL,
-        rows INTEGER NOT NULL,
-        payload BLOB NOT NULL
-    )""",
-    "CREATE INDEX entries_by_shard ON entries (tick, shard, id)",
-    "CREATE INDEX entries_by_measurement ON entries (measurement, id)",
-    """CREATE TABLE quarantine (
-        id INTEGER PRIMARY KEY,
-        rejected_ms INTEGER NOT NULL,
-        measurement TEXT NOT NULL,
-        tick INTEGER NOT NULL,
-        row BLOB NOT NULL,
-        reason TEXT NOT NULL
-    )""",
-)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+log = structlog.get_logger()
 
 
 class Shelf(NamedTuple):
@@ -85,47 +77,187 @@ class Depth:
 
 
 class OutboxFile:
-    """The file, locked for this process. All methods belong to one thread."""
+    """The file, locked for this process. All methods belong to one thread.
 
-    def __init__(self, path: Path, max_bytes: int) -> None:
+    A method that meets damage raises `DamagedFile` or `BrokenRecord`, and has changed nothing then:
+    `mending` is the way to call them.
+    """
+
+    def __init__(self, path: Path, max_bytes: int, now_ms: Callable[[], int]) -> None:
+        self._path = path
         self._max_bytes = max_bytes
+        self._now_ms = now_ms
+        self._database: Database | None = None
+        self._damage: str | None = None
+        self._opened_again_s = 0.0
+        self._ledger = Ledger()
+        self._oldest_ms: int | None = None
         self._in_flight: frozenset[int] = frozenset()
         self.dropped: Counter[str] = Counter()
-        with ExitStack() as stack:
-            stack.callback(os.close, _locked(path))
-            self._database = Database(path, "outbox", _TABLES, SCHEMA_VERSION)
-            stack.callback(self._database.close)
-            self.depth = self._read_depth()
-            self._open = stack.pop_all()
+        self._lock = Lock(path)
+        try:
+            self.mending(self.requeue)
+        except BaseException:
+            self.close()
+            raise
 
-    def _read_depth(self) -> Depth:
+    @property
+    def depth(self) -> Depth:
+        """How much waits, and how much is in the quarantine."""
+        total = self._ledger.total()
+        return Depth(total.rows, total.bytes, self._oldest_ms, total.quarantined)
+
+    def close(self) -> None:
+        """Close the file, and give the lock back."""
+        self._close_database()
+        self._lock.close()
+
+    def mending(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What `job` returns, after whatever damage it met has been mended."""
+        mends = 0
+        broken: BrokenRecord | None = None
+        while True:
+            try:
+                if self._database is None or self._damage is not None:
+                    self._open()
+                if broken is not None:
+                    self._set_aside(broken)
+                    broken = None
+                return job(*args, **kwargs)
+            except BrokenRecord as found:
+                broken = found
+            except DamagedFile as damage:
+                self._damage = str(damage.__cause__ or damage)
+                broken = None
+                mends += 1
+                if mends > MENDS:
+                    raise
+
+    def _open(self) -> None:
+        """Open the file, after a repair where it needs one."""
+        if time.monotonic() < self._opened_again_s:
+            raise StoreUnavailable(f"outbox {self._path} waits to be mended: {self._damage}")
+        try:
+            salvage.finish(self._path, self._lock, self._now_ms())
+            self._damage = self._damage or salvage.missing(self._path, self._lock)
+            if self._damage is not None:
+                salvage.salvage(
+                    self._path, self._damage, self._lock, self._now_ms(), reading=self._moved()
+                )
+                self._damage = None
+        except StoreUnavailable:
+            self._opened_again_s = time.monotonic() + MENDED_AGAIN_S
+            raise
+        self._close_database()
+        self._database = Database(
+            self._path, "outbox", TABLES[VERSION], VERSION, MIGRATIONS, salvage.check
+        )
+        try:
+            self._take_up()
+        except BaseException:
+            self._close_database()
+            raise
+
+    def _close_database(self) -> None:
+        database, self._database = self._database, None
+        if database is not None:
+            database.close()
+
+    def _moved(self) -> sqlite3.Connection | None:
+        """The connection to a file that its path doesn't lead to any more: all is there still."""
+        if self._database is None or not self._database.moved():
+            return None
+        return self._database.connection
+
+    def _take_up(self) -> None:
+        """Take up the file's ledger, and tell what is known to be lost."""
+        with self._change() as (connection, ledger):
+            found = Ledger.read(connection)
+            if found is None and connection.execute(_SOMETHING).fetchone():
+                raise DamagedFile("its ledger can't be read")
+        if found is not None:
+            # No id of this process again: a parcel that is with the sink may have it.
+            found.last = max(found.last, self._ledger.last)
+            self._ledger = found
+        with self._change() as (connection, ledger):
+            if found is None:
+                ledger.file = new_file()
+            copy = self._lock.ledger
+            missed = {} if copy is None else ledger.behind(copy)
+            for measurement, rows in missed.items():
+                ledger.add(measurement, appended=rows)
+            if missed:
+                cause = "its last commits are missing: the write-ahead log was cut, or is gone"
+                ledger.damage = Damage(cause, missed, None)
+        self._lock.keep(self._ledger.encode())
+        connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        with self._path.open("rb") as file:
+            self._lock.keep_first_page(file.read(PAGE_BYTES))
+        if self._ledger.damage is not None:
+            self._tell(self._ledger.damage)
+            # If that can't be written now, it is told again at the next start.
+            with suppress(StoreUnavailable), self._change() as (_, ledger):
+                ledger.damage = None
+
+    def _tell(self, damage: Damage) -> None:
+        self._lose(damage.lost)
+        log.error(
+            "outbox_damaged",
+            path=str(self._path),
+            cause=damage.cause,
+            lost=damage.lost,
+            kept_rows=self.depth.rows,
+            moved_to=damage.moved_to,
+        )
+
+    def _lose(self, lost: Mapping[str, int]) -> None:
+        for measurement, rows in lost.items():
+            self.dropped[f"outbox_damaged.{measurement}"] += rows
+
+    @contextmanager
+    def _change(self) -> Iterator[tuple[sqlite3.Connection, Ledger]]:
+        """A transaction, and the ledger as it will be after it."""
+        if self._database is None:
+            raise StoreUnavailable(f"outbox {self._path} isn't open")
+        if self._database.moved():
+            raise DamagedFile("it was moved or deleted under the service")
+        ledger = self._ledger.copy()
+        line = None
         with self._database.transaction() as connection:
-            rows, size, quarantined = connection.execute(
-                "SELECT total(rows), total(length(payload)), (SELECT count(*) FROM quarantine)"
-                " FROM entries"
-            ).fetchone()
-            return Depth(int(rows), int(size), _oldest_ms(connection), quarantined)
+            yield connection, ledger
+            if ledger != self._ledger:
+                line = ledger.write(connection)
+            oldest = connection.execute("SELECT created_ms FROM entries ORDER BY id LIMIT 1")
+            oldest_ms = next((created_ms for (created_ms,) in oldest), None)
+        self._oldest_ms = oldest_ms
+        if line is not None:
+            self._ledger = ledger
+            self._lock.keep(line)
 
     def append(self, batch: Batch, now_ms: int) -> None:
         """Commit every row of `batch`; ticks may be dropped for it, also of this batch."""
-        entries = [entry for name, rows in batch.items() for entry in _entries(name, rows, now_ms)]
-        if not entries:
+        new: list[Entry] = []
+        for name, rows in batch.items():
+            new += entries(name, rows, now_ms)
+        if not new:
             return
-        with self._database.transaction() as connection:
-            connection.executemany(
-                "INSERT INTO entries (created_ms, measurement, tick, shard, first_ms, last_ms,"
-                " rows, payload) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                entries,
-            )
-            rows = self.depth.rows + sum(entry[-2] for entry in entries)
-            size = self.depth.bytes + sum(len(entry[-1]) for entry in entries)
-            thinned = self._thin(connection, size - self._max_bytes)
-            oldest_ms = _oldest_ms(connection)
-        for measurement, dropped_rows, dropped_bytes in thinned:
-            self.dropped[f"outbox_full.{measurement}"] += dropped_rows
-            rows -= dropped_rows
-            size -= dropped_bytes
-        self.depth = Depth(rows, size, oldest_ms, self.depth.quarantined)
+        with self._change() as (connection, ledger):
+            self._insert(connection, ledger, new)
+            for entry in new:
+                ledger.add(entry.measurement, appended=entry.rows)
+            thinned = self._thin(connection, ledger.total().bytes - self._max_bytes)
+            for measurement, rows_gone, size in thinned:
+                ledger.add(measurement, rows=-rows_gone, size=-size)
+        for measurement, rows_gone, _ in thinned:
+            self.dropped[f"outbox_full.{measurement}"] += rows_gone
+
+    def _insert(self, connection: sqlite3.Connection, ledger: Ledger, new: Sequence[Entry]) -> None:
+        first = ledger.new_ids(len(new))
+        connection.executemany(
+            INSERT_ENTRY, [(first + n, *entry[1:]) for n, entry in enumerate(new)]
+        )
+        for entry in new:
+            ledger.add(entry.measurement, rows=entry.rows, size=len(entry.payload))
 
     def _thin(self, connection: sqlite3.Connection, excess: int) -> list[tuple[str, int, int]]:
         """Delete the oldest ticks until `excess` bytes are gone: measurement, rows, bytes of each.
@@ -152,104 +284,98 @@ class OutboxFile:
 
     def take(self, max_rows: int, skip: Collection[Shelf] = ()) -> Parcel | None:
         """Pending rows of the first shelf not in `skip`, up to `max_rows` or one entry."""
-        with self._database.transaction() as connection:
-            shelf = next((found for found in _shelves(connection) if found not in skip), None)
+        with self._change() as (connection, ledger):
+            shelves = list(_shelves(connection))
+            if not shelves:
+                self._expect_none(ledger)
+            shelf = next((found for found in shelves if found not in skip), None)
             if shelf is None:
                 return None
-            taken: list[tuple[int, str, bytes]] = []
+            taken: list[Entry] = []
             total = 0
-            for entry, measurement, rows, payload in connection.execute(
-                "SELECT id, measurement, rows, payload FROM entries WHERE tick = ? AND shard = ?"
+            for values in connection.execute(
+                f"SELECT {ENTRY_COLUMNS} FROM entries WHERE tick = ? AND shard = ?"
                 f" ORDER BY id {'DESC' if shelf.tick else ''}",
                 shelf,
             ):
-                if taken and total + rows > max_rows:
+                entry = Entry(*values)
+                if taken and total + entry.rows > max_rows:
                     break
-                taken.append((entry, measurement, payload))
-                total += rows
+                taken.append(entry)
+                total += entry.rows
         batch: dict[str, list[Row]] = {}
-        for _, measurement, payload in sorted(taken):
-            batch.setdefault(measurement, []).extend(self._decode(measurement, payload))
-        entries = tuple(entry for entry, _, _ in taken)
-        self._in_flight = frozenset(entries)
-        return Parcel(shelf, entries, total, sum(len(payload) for *_, payload in taken), batch)
+        for entry in sorted(taken):
+            batch.setdefault(entry.measurement, []).extend(entry.decode())
+        ids = tuple(entry.id for entry in taken)
+        self._in_flight = frozenset(ids)
+        return Parcel(shelf, ids, total, sum(len(entry.payload) for entry in taken), batch)
+
+    def _expect_none(self, ledger: Ledger) -> None:
+        if ledger.total().rows > 0:
+            raise DamagedFile(f"{ledger.total().rows} rows should wait, and none is found")
 
     def settle(self, parcel: Parcel, settled: Settled, now_ms: int) -> None:
         """Forget the parcel; what was rejected goes to the quarantine, in the same transaction."""
-        with self._database.transaction() as connection:
-            connection.executemany(
-                "DELETE FROM entries WHERE id = ?", [(entry,) for entry in parcel.entries]
-            )
-            connection.executemany(
-                "INSERT INTO quarantine (rejected_ms, measurement, tick, row, reason)"
-                " VALUES (?, ?, ?, ?, ?)",
-                [_quarantined(rejected, now_ms) for rejected in settled.rejected],
-            )
-            forgotten = self._forget_ticks(connection) if settled.rejected else []
-            oldest_ms = _oldest_ms(connection)
+        with self._change() as (connection, ledger):
+            for entry in parcel.entries:
+                # What a repair has lost meanwhile isn't there, and is counted already.
+                for measurement, rows, size in connection.execute(
+                    "DELETE FROM entries WHERE id = ? RETURNING measurement, rows, length(payload)",
+                    (entry,),
+                ):
+                    ledger.add(measurement, rows=-rows, size=-size)
+            forgotten = quarantine.keep(connection, ledger, settled.rejected, now_ms)
+            self._insert(connection, ledger, quarantine.retried(connection, ledger, now_ms))
         self._in_flight = frozenset()
         self.dropped.update(f"quarantine_full.{measurement}" for measurement in forgotten)
-        self.depth = Depth(
-            self.depth.rows - parcel.rows,
-            self.depth.bytes - parcel.bytes,
-            oldest_ms,
-            self.depth.quarantined + len(settled.rejected) - len(forgotten),
-        )
 
-    def _forget_ticks(self, connection: sqlite3.Connection) -> list[str]:
-        """Keep the newest rejected ticks only; the measurements of those that went."""
-        oldest = connection.execute(
-            "SELECT id, measurement FROM quarantine WHERE tick ORDER BY id DESC LIMIT -1 OFFSET ?",
-            (QUARANTINED_TICKS,),
-        ).fetchall()
-        connection.executemany("DELETE FROM quarantine WHERE id = ?", [row[:1] for row in oldest])
-        return [measurement for _, measurement in oldest]
+    def requeue(self) -> None:
+        """Let the rows wait again that `ingest outbox retry` has marked."""
+        with self._change() as (connection, ledger):
+            marked = quarantine.retried(connection, ledger, self._now_ms())
+            self._insert(connection, ledger, marked)
 
     def pending(
         self, measurement: str, exchange: str, symbol: str, start_ms: int, end_ms: int
     ) -> list[Row]:
         """A pair's rows with start <= time < end, ascending; the newest where one was rewritten."""
-        with self._database.transaction() as connection:
-            payloads = connection.execute(
-                "SELECT payload FROM entries WHERE measurement = ? AND last_ms >= ?"
-                " AND first_ms < ? ORDER BY id",
-                (measurement, start_ms, end_ms),
-            ).fetchall()
-        key = attrgetter(*MEASUREMENTS[measurement].keys)
-        head = orjson.dumps([exchange, symbol])[:-1]
+        with self._change() as (connection, _):
+            found = entries_between(connection, measurement, start_ms, end_ms)
         newest = {
-            key(row): row
-            for (payload,) in payloads
-            for row in self._decode(measurement, _rows_with(head, payload))
+            key_of(measurement)(row): row
+            for entry in found
+            for row in entry.rows_of(exchange, symbol)
             if start_ms <= row.time < end_ms
         }
         return sorted(newest.values(), key=attrgetter("time"))
 
-    def close(self) -> None:
-        self._open.close()
-
-    def _decode(self, measurement: str, payload: bytes) -> Iterable[Row]:
-        try:
-            make = cast(type[Row], MEASUREMENTS[measurement].row)._make
-            return [make(values) for values in orjson.loads(payload)]
-        except (KeyError, TypeError, ValueError) as error:
-            raise StoreRefused(
-                f"outbox {self._database.path}: an entry of {measurement!r} can't be read"
-                f" ({error}); nothing is delivered until the file is mended or moved away"
-            ) from error
-
-
-def _entries(
-    name: str, rows: Sequence[Row], now_ms: int
-) -> Iterator[tuple[int, str, bool, int, int, int, int, bytes]]:
-    """The records of one measurement: each of one shard and at most ENTRY_ROWS rows, in order."""
-    tick = MEASUREMENTS[name].tick
-    for shard, run in groupby(rows, lambda row: row.time // SHARD_MS):
-        of_shard = list(run)
-        for start in range(0, len(of_shard), ENTRY_ROWS):
-            part = of_shard[start : start + ENTRY_ROWS]
-            times = [row.time for row in part]
-            yield now_ms, name, tick, shard, min(times), max(times), len(part), _encode(part)
+    def _set_aside(self, broken: BrokenRecord) -> None:
+        """Take one record out of the way of the others: its bytes are kept, its rows counted."""
+        table, contents = broken.table, "payload"
+        rows = "rows"
+        if table == "quarantine":
+            contents, rows = "row", "1"
+        with self._change() as (connection, ledger):
+            connection.execute(
+                "INSERT INTO broken (found_ms, source, record, measurement, rows, why, bytes)"
+                f" SELECT ?, ?, id, measurement, {rows}, ?, {contents} FROM {table} WHERE id = ?",
+                (self._now_ms(), table, broken.why, broken.record),
+            )
+            connection.execute(
+                "DELETE FROM broken WHERE id <= (SELECT max(id) FROM broken) - ?", (BROKEN_KEPT,)
+            )
+            gone = connection.execute(f"DELETE FROM {table} WHERE id = ?", (broken.record,))
+            if gone.rowcount != 1:
+                raise DamagedFile(f"{broken}; it is found by one way only")
+            lost = ledger.recount(Ledger.counted(connection))
+        self._lose(lost)
+        log.error(
+            "outbox_record_broken",
+            path=str(self._path),
+            cause=str(broken),
+            lost=lost,
+            kept="its bytes, in the table broken",
+        )
 
 
 def _shelves(connection: sqlite3.Connection) -> Iterator[Shelf]:
@@ -263,67 +389,3 @@ def _shelves(connection: sqlite3.Connection) -> Iterator[Shelf]:
         ).fetchone():
             (before,) = found
             yield Shelf(tick, before)
-
-
-def _rows_with(head: bytes, payload: bytes) -> bytes:
-    """The payload's rows that begin with `head`, without parsing the others: a backlog is long.
-
-    >>> _rows_with(b'["X","B"', b'[["X","A",1],["X","B",2],["X","B",3]]')
-    b'[["X","B",2],["X","B",3]]'
-    """
-    found = []
-    start = payload.find(head + b",")
-    while start >= 0:
-        end = payload.index(b"]", start + len(head)) + 1
-        found.append(payload[start:end])
-        start = payload.find(head + b",", end)
-    return b"[" + b",".join(found) + b"]"
-
-
-def _encode(rows: Sequence[Row]) -> bytes:
-    try:
-        return orjson.dumps(list(map(tuple, rows)))
-    except orjson.JSONEncodeError:
-        return orjson.dumps([[_spelled(value) for value in row] for row in rows])
-
-
-def _spelled(value: object) -> object:
-    """A value that JSON can't hold, as text: the row stays, and the sink rejects it by name."""
-    try:
-        orjson.dumps(value)
-    except orjson.JSONEncodeError:
-        return ascii(value)
-    return value
-
-
-def _quarantined(rejected: Rejected, now_ms: int) -> tuple[int, str, bool, bytes, str]:
-    tick = MEASUREMENTS[rejected.measurement].tick
-    row = _encode([rejected.row])[1:-1]
-    return now_ms, rejected.measurement, tick, row, rejected.reason
-
-
-def _oldest_ms(connection: sqlite3.Connection) -> int | None:
-    oldest = connection.execute("SELECT created_ms FROM entries ORDER BY id LIMIT 1")
-    return next((created_ms for (created_ms,) in oldest), None)
-
-
-def _locked(path: Path) -> int:
-    """A lock on the outbox for as long as the descriptor is open, or this process lives."""
-    lock_path = path.with_name(path.name + ".lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise StoreUnavailable(f"outbox {path} can't be opened: {error}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
-        os.close(lock)
-        raise StoreRefused(
-            f"outbox {path} is in use by another process (pid {owner}): one service per outbox;"
-            " stop the other one, or give this one another outbox.path"
-        ) from None
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-    return lock

@@ -5,9 +5,9 @@ is now, one publication in flight. Closed candles and markers are never coalesce
 bounded queues while the other side is away (policy: drop the oldest, counted), since the store has
 them anyway. Nothing waits for a publisher.
 
-Whoever follows a stream is told where it broke, by a marker of the kind `break`: prices that were
-coalesced because Redis was away, what fell out of a queue, and everything when Redis has lost what
-it had. Lost hot values are written again at once, lost candles by `Restorer`.
+Whoever follows a stream is told where it broke, by a marker of the kind `break`: while there was no
+service, prices that were coalesced because Redis was away, what fell out of a queue, and everything
+when Redis has lost what it had. Hot values are then written again at once, candles by `Restorer`.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ class Publisher:
         self._health: dict[str, Fields] = {}
         self._told: set[type[MarketDataError]] = set()
         self._losses = 0
+        self._has_begun = False
         self._begun_ms = clock.now_ms()
         self._whole_ms = dict.fromkeys(keys.STREAMS, self._begun_ms)
         """By stream: when it was last seen to have everything."""
@@ -148,6 +149,8 @@ class Publisher:
         except (TransientError, StoreRefused):
             self._broken.add(keys.STREAM_PRICE)
             raise
+        if not self._has_begun:
+            await self._begin(self._streams)
         self._look_for_losses(self._streams)
         refused = None
         for publish in (
@@ -164,6 +167,13 @@ class Publisher:
         if refused is not None:
             raise refused
 
+    async def _begin(self, streams: StreamSink) -> None:
+        """What was announced before the start ends at the newest entry; it broke there."""
+        for stream, ended_ms in (await streams.ends()).items():
+            self._broken.add(stream)
+            self._whole_ms[stream] = min(ended_ms, self._begun_ms)
+        self._has_begun = True
+
     def _look_for_losses(self, streams: StreamSink) -> None:
         if streams.losses == self._losses:
             return
@@ -178,7 +188,7 @@ class Publisher:
     def _is_whole(self, stream: str) -> None:
         """A stream has all that there is; if it broke before, whoever follows it is told."""
         now_ms = self._clock.now_ms()
-        if stream in self._broken:
+        if stream in self._broken and self._streams is not None:
             self._broken.discard(stream)
             dropped = self._missing.pop(stream, 0)
             if dropped and stream == keys.STREAM_OHLCV_3M:

@@ -320,7 +320,8 @@ class Service:
 
     async def _watch_itself(self) -> None:
         """Feed the supervisor's watchdog for as long as everything that can go on does."""
-        progress = Progress()
+        look_s = self._notifier.look_s
+        progress = Progress(gap_ms=round(look_s * self._clock.speed * 1500))
         told: list[str] = []
         while True:
             facts = self._facts()
@@ -335,7 +336,7 @@ class Service:
             elif told and not names:
                 log.info("goes_on", duties=told)
             told = names
-            await asyncio.sleep(self._notifier.look_s)
+            await asyncio.sleep(look_s)
 
     def _facts(self) -> Facts:
         return Facts(

@@ -18,15 +18,13 @@ a secret in it.
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import secrets
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar
-from urllib.parse import urlsplit
+from typing import Any
 
-from influxdb_client.client.influxdb_client import InfluxDBClient
 from influxdb_client.domain.authorization import Authorization
 from influxdb_client.domain.bucket_retention_rules import BucketRetentionRules
 from influxdb_client.domain.onboarding_request import OnboardingRequest
@@ -34,31 +32,23 @@ from influxdb_client.domain.permission import Permission
 from influxdb_client.domain.permission_resource import PermissionResource
 from influxdb_client.domain.task_create_request import TaskCreateRequest
 from influxdb_client.domain.task_update_request import TaskUpdateRequest
-from influxdb_client.rest import ApiException
 from influxdb_client.service.setup_service import SetupService
-from urllib3.exceptions import HTTPError
 
 from ingest.downsampling import DownsamplingTask, downsampling_tasks
 from ingest.setup import TOKENS, Keeper, Step
-from marketdata.errors import StoreRefused, StoreUnavailable
+from ingest.setup_server import CURE, Server
+from marketdata.errors import StoreRefused
 from marketdata.settings import InfluxStore
 from marketdata.units import format_duration
 
-TIMEOUT_MS = 10_000
 PASSWORD_VARIABLE = "INFLUXDB_ADMIN_PASSWORD"  # noqa: S105 (a name)
 USER = "admin"
 
 _HOUR_S, _DAY_S = 3_600, 86_400
 _LONG_S = 30 * _DAY_S
-_TRANSIENT = (0, 408, 429, 499)
-_NOT_ALLOWED = (401, 403)
-_ABSENT = 404
 
 _ACTIONS = {"service": ("read", "write"), "readers": ("read",)}
 """What each token may do; the service reads what it has stored as well."""
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 def shard_s(retention_s: int, present_s: int | None = None) -> int:
@@ -73,11 +63,7 @@ def shard_s(retention_s: int, present_s: int | None = None) -> int:
     """
     if retention_s and retention_s <= _LONG_S:
         return _DAY_S if retention_s > _DAY_S else _HOUR_S
-    if (
-        present_s is not None
-        and present_s >= _LONG_S
-        and (not retention_s or retention_s > present_s)
-    ):
+    if present_s is not None and _LONG_S <= present_s < (retention_s or math.inf):
         return present_s
     return _LONG_S
 
@@ -119,7 +105,7 @@ class InfluxSetup:
         self._onboarded = False
         self._org_id: str | None = None
         self._bucket_ids: dict[str, str | None] = {}
-        self._client = self._connect(None)
+        self._server = Server(store.url, store.org)
 
     def __enter__(self) -> InfluxSetup:
         return self
@@ -130,7 +116,7 @@ class InfluxSetup:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._client.close()
+        self._server.close()
 
     def run(self) -> Iterator[Step]:
         """Each step when it is done.
@@ -148,10 +134,20 @@ class InfluxSetup:
         if self._is_virgin():
             yield self._onboard()
             if self._dry_run:
+                yield Step(f"organization {self._store.org}", "created")
                 yield from self._all_new()
                 return
-        self._use(self._admin or self._fallback)
+        token = self._admin or self._fallback
+        if token is None:
+            raise StoreRefused(
+                f"InfluxDB at {self._server.address} is set up already, and there is no operator's"
+                f" token: {CURE}"
+            )
+        self._server.use(token)
         yield self._organization()
+        if self._org_id is None:
+            yield from self._all_new()
+            return
         yield self._bucket(self._store.bucket, None)
         if ticks.bucket is not None:
             yield self._bucket(ticks.bucket, ticks.retention_ms)
@@ -168,18 +164,16 @@ class InfluxSetup:
         return downsampling_tasks(self._store.bucket, ticks.bucket, ticks.retention_ms)
 
     def _is_virgin(self) -> bool:
-        answer = self._ask(
-            "find out whether it is set up", SetupService(self._client.api_client).get_setup
-        )
+        service = SetupService(self._server.client.api_client)
+        answer = self._server.ask("say whether it is set up", service.get_setup)
         allowed = getattr(answer, "allowed", None)
         if not isinstance(allowed, bool):
-            raise StoreRefused(
-                f"what answers at {self._address} is no InfluxDB 2.x; check store.url"
-            )
+            address = self._server.address
+            raise StoreRefused(f"what answers at {address} is no InfluxDB 2.x; check store.url")
         return allowed
 
     def _onboard(self) -> Step:
-        what = f"operator of {self._address}"
+        what = f"operator of {self._server.address}"
         if self._dry_run:
             return Step(what, "created", f"user {USER}")
         with self._keeper.place("admin") as place:
@@ -191,14 +185,14 @@ class InfluxSetup:
                 bucket=self._store.bucket,
                 token=token,
             )
-            self._ask(f"create {what}", SetupService(self._client.api_client).post_setup, request)
+            service = SetupService(self._server.client.api_client)
+            self._server.ask(f"create {what}", service.post_setup, request)
             where = "its token is the one given" if self._admin else place.put(token)
         self._admin, self._onboarded = token, True
         return Step(what, "created", f"user {USER}, {where}")
 
     def _all_new(self) -> Iterator[Step]:
-        """What a server that nobody has set up would get."""
-        yield Step(f"organization {self._store.org}", "created")
+        """What a new organization would get, in a dry run."""
         for name in (self._store.bucket, self._store.ticks.bucket):
             if name is not None:
                 yield Step(f"bucket {name}", "created")
@@ -210,30 +204,29 @@ class InfluxSetup:
     def _organization(self) -> Step:
         name = self._store.org
         what = f"organization {name}"
-        api = self._client.organizations_api()
-        found = self._find(f"look for {what}", api.find_organizations, org=name)
+        api = self._server.client.organizations_api()
+        found = self._server.find(f"look for {what}", api.find_organizations, org=name)
         if found == []:
             # An absent one is a 404: this token isn't allowed to see it.
-            raise self._not_allowed(f"look for {what}")
+            raise self._server.not_allowed(f"look for {what}")
         if found is not None:
             self._org_id = found[0].id
             return Step(what, "created" if self._onboarded else "there")
         if not self._dry_run:
-            self._org_id = self._ask(f"create {what}", api.create_organization, name=name).id
+            self._org_id = self._server.ask(f"create {what}", api.create_organization, name=name).id
         return Step(what, "created")
 
     def _bucket(self, name: str, retention_ms: int | None) -> Step:
         what = f"bucket {name}"
-        api = self._client.buckets_api()
+        api = self._server.client.buckets_api()
         retention_s = 0 if retention_ms is None else -(-retention_ms // 1000)
-        found = None
-        if self._org_id is not None:
-            found = self._find(f"look for {what}", api.find_buckets, name=name, org_id=self._org_id)
+        look_for = f"look for {what}"
+        found = self._server.find(look_for, api.find_buckets, name=name, org_id=self._org_id)
         if found is None or not found.buckets:
             wanted = retention_s, shard_s(retention_s)
             self._bucket_ids[name] = None
             if not self._dry_run:
-                made = self._ask(
+                made = self._server.ask(
                     f"create {what}",
                     api.create_bucket,
                     bucket_name=name,
@@ -250,26 +243,22 @@ class InfluxSetup:
             return Step(what, "there", _kept(*wanted))
         if not self._dry_run:
             bucket.retention_rules = [_rule_of(*wanted)]
-            self._ask(f"change {what}", api.update_bucket, bucket)
+            self._server.ask(f"change {what}", api.update_bucket, bucket)
         if self._onboarded and name == self._store.bucket:
-            return Step(
-                what, "created", _kept(*wanted)
-            )  # the server made it, with rules of its own
+            # The server has made it a moment ago, with rules of its own.
+            return Step(what, "created", _kept(*wanted))
         return Step(what, "changed", f"was {_kept(*present)}; is {_kept(*wanted)}")
 
     def _task(self, task: DownsamplingTask) -> Step:
         what = f"task {task.name!r}"
-        api = self._client.tasks_api()
+        api = self._server.client.tasks_api()
         # Names aren't unique on the server; with two of one name the first counts.
-        found = (
-            self._ask(f"look for {what}", api.find_tasks, name=task.name, org_id=self._org_id)
-            if self._org_id is not None
-            else []
-        )
+        look_for = f"look for {what}"
+        found = self._server.ask(look_for, api.find_tasks, name=task.name, org_id=self._org_id)
         if not found:
             if not self._dry_run:
                 request = TaskCreateRequest(org_id=self._org_id, flux=task.flux, status="active")
-                self._ask(f"create {what}", api.create_task, task_create_request=request)
+                self._server.ask(f"create {what}", api.create_task, task_create_request=request)
             return Step(what, "created")
         present = found[0]
         differs = [
@@ -284,33 +273,31 @@ class InfluxSetup:
             return Step(what, "there")
         if not self._dry_run:
             update = TaskUpdateRequest(flux=task.flux, status="active")
-            self._ask(f"change {what}", api.update_task_request, present.id, update)
+            self._server.ask(f"change {what}", api.update_task_request, present.id, update)
         return Step(what, "changed", "; ".join(differs))
 
     def _token(self, name: str) -> Step:
         what = f"token {self._described(name)!r}"
-        api = self._client.authorizations_api()
-        of_org = (
-            self._ask(f"look for {what}", api.find_authorizations, org_id=self._org_id)
-            if self._org_id is not None
-            else []
-        )
+        api = self._server.client.authorizations_api()
+        look_for = f"look for {what}"
+        of_org = self._server.ask(look_for, api.find_authorizations, org_id=self._org_id)
         found = [token for token in of_org if token.description == self._described(name)]
         if found and name not in self._new_tokens:
             return self._judge_token(name, what, found[0])
         if self._dry_run:
             return Step(what, "changed" if found else "created", "a new secret")
         with self._keeper.place(name) as place:
-            made = self._ask(
-                f"create {what}", api.create_authorization, authorization=self._wanted(name)
+            wanted = self._wanted(name)
+            made = self._server.ask(
+                f"create {what}", api.create_authorization, authorization=wanted
             )
             try:
                 where = place.put(made.token)
             except BaseException:
-                self._ask(f"take {what} back", api.delete_authorization, made.id)
+                self._server.ask(f"take {what} back", api.delete_authorization, made.id)
                 raise
         for old in found:
-            self._ask(f"delete the old {what}", api.delete_authorization, old.id)
+            self._server.ask(f"delete the old {what}", api.delete_authorization, old.id)
         replaced = "a new secret, the old one is void; " if found else ""
         return Step(what, "changed" if found else "created", replaced + where)
 
@@ -329,12 +316,15 @@ class InfluxSetup:
         """Whether a secret opens the bucket of candles."""
         if secret is None:
             return False
-        with self._connect(secret) as client:
-            find = client.buckets_api().find_buckets
-            try:
-                found = self._find("try a token", find, name=self._store.bucket)
-            except StoreRefused:
-                return False
+        server = Server(self._store.url, self._store.org)
+        server.use(secret)
+        try:
+            find = server.client.buckets_api().find_buckets
+            found = server.find("try a token", find, name=self._store.bucket)
+        except StoreRefused:
+            return False
+        finally:
+            server.close()
         return found is not None and bool(found.buckets)
 
     def _wanted(self, name: str) -> Authorization:
@@ -356,57 +346,6 @@ class InfluxSetup:
     def _allowed(token: Authorization) -> set[tuple[str, str]]:
         return {(p.action, p.resource.id) for p in token.permissions}
 
-    def _use(self, token: str | None) -> None:
-        if token is None:
-            raise StoreRefused(
-                f"InfluxDB at {self._address} is set up already, and there is no operator's token:"
-                " give --admin-token-file, or set INFLUXDB_ADMIN_TOKEN"
-            )
-        self._client.close()
-        self._client = self._connect(token)
-
-    def _connect(self, token: str | None) -> InfluxDBClient:
-        return InfluxDBClient(self._store.url, token or "", org=self._store.org, timeout=TIMEOUT_MS)
-
-    @property
-    def _address(self) -> str:
-        return urlsplit(self._store.url).netloc.rpartition("@")[2]
-
-    def _find(self, what: str, call: Callable[..., T], **arguments: Any) -> T | None:
-        """As `_ask`; None where the server says that there is no such thing."""
-        try:
-            return call(**arguments)
-        except (ApiException, HTTPError) as error:
-            if isinstance(error, ApiException) and error.status == _ABSENT:
-                return None
-            raise self._error(what, error) from None
-
-    def _ask(self, what: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What the server answers; errors by type, without the request that may hold a secret."""
-        try:
-            return call(*args, **kwargs)
-        except (ApiException, HTTPError) as error:
-            raise self._error(what, error) from None
-
-    def _error(self, what: str, error: ApiException | HTTPError) -> StoreUnavailable | StoreRefused:
-        where = f"InfluxDB at {self._address}"
-        if isinstance(error, HTTPError):
-            return StoreUnavailable(
-                f"{where} doesn't answer: {type(error).__name__}; start it, or correct store.url"
-            )
-        if error.status in _NOT_ALLOWED:
-            return self._not_allowed(what)
-        said = f"{error.status} {_message(error)}".replace(self._admin or "\0", "***")
-        if error.status >= 500 or error.status in _TRANSIENT:
-            return StoreUnavailable(f"{where} can't {what} now: {said}; run the setup again")
-        return StoreRefused(f"{where} refuses to {what}: {said}")
-
-    def _not_allowed(self, what: str) -> StoreRefused:
-        return StoreRefused(
-            f"InfluxDB at {self._address} doesn't let this token {what}: an operator's token is"
-            " needed (--admin-token-file, or INFLUXDB_ADMIN_TOKEN)"
-        )
-
 
 def _present(rules: list[Any]) -> tuple[int, int | None]:
     """Retention (0: for ever) and shard duration in seconds, as the server states them."""
@@ -425,13 +364,3 @@ def _kept(retention_s: int, of_shard_s: int | None) -> str:
     kept = f"kept {format_duration(retention_s * 1000)}" if retention_s else "kept for ever"
     shards = "" if of_shard_s is None else f", shards of {format_duration(of_shard_s * 1000)}"
     return kept + shards
-
-
-def _message(error: ApiException) -> str:
-    text = bytes(error.body or b"").decode(errors="replace")
-    try:
-        answer = json.loads(text)
-    except ValueError:
-        answer = None
-    message = answer.get("message") if isinstance(answer, dict) else text
-    return str(message or error.reason)[:300]

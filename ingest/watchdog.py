@@ -55,28 +55,38 @@ class Still(NamedTuple):
 class Progress:
     """Which duties have stood still for too long. Pure: times are those of a monotonic clock.
 
-    >>> progress = Progress()
-    >>> progress.look([Duty("pipeline", True, 7, 30_000)], now_ms=0)
+    Parameters
+    ----------
+    gap_ms
+        What passes between two looks counts for at most this: while the loop, or the host, was held
+        for longer, nothing could have gone on.
+
+    >>> progress = Progress(gap_ms=20_000)
+    >>> for now_ms in (0, 20_000, 999_000):
+    ...     print([still.text for still in progress.look([Duty("fold", True, 7, 30_000)], now_ms)])
     []
-    >>> [still.text for still in progress.look([Duty("pipeline", True, 7, 30_000)], now_ms=30_001)]
-    ['pipeline: no progress for 30 s']
-    >>> progress.look([Duty("pipeline", True, 8, 30_000)], now_ms=30_002)
+    []
+    ['fold: no progress for 40 s']
+    >>> progress.look([Duty("fold", True, 8, 30_000)], now_ms=999_500)
     []
     """
 
-    def __init__(self) -> None:
-        self._moved: dict[str, tuple[int, int]] = {}
+    def __init__(self, gap_ms: int) -> None:
+        self._gap_ms = gap_ms
+        self._looked_ms: int | None = None
+        self._stood: dict[str, tuple[int, int]] = {}
 
     def look(self, duties: Iterable[Duty], now_ms: int) -> list[Still]:
         """What stands still."""
+        looked_ms, self._looked_ms = self._looked_ms, now_ms
+        passed_ms = 0 if looked_ms is None else min(now_ms - looked_ms, self._gap_ms)
         still = []
         for duty in duties:
-            turns, since_ms = self._moved.get(duty.name, (None, now_ms))
-            if not duty.busy or turns != duty.turns:
-                since_ms = now_ms
-            self._moved[duty.name] = duty.turns, since_ms
-            if now_ms - since_ms > duty.limit_ms:
-                still.append(Still(duty.name, now_ms - since_ms))
+            turns, stood_ms = self._stood.get(duty.name, (duty.turns, 0))
+            stood_ms = stood_ms + passed_ms if duty.busy and turns == duty.turns else 0
+            self._stood[duty.name] = duty.turns, stood_ms
+            if stood_ms > duty.limit_ms:
+                still.append(Still(duty.name, stood_ms))
         return still
 
 

@@ -141,6 +141,9 @@ class Document:
                 self._fault(path, "a key that is no text", "text keys", line)
                 continue
             key = _HIDDEN.sub(r"${\1}", key_node.value)
+            if not key.isprintable():
+                self._fault(path, "a key with characters that can't be printed", "text keys", line)
+                continue
             below = (*path, key)
             if key in values:
                 found = f"the key a second time (first on line {self._lines[below]})"

@@ -68,7 +68,7 @@ def _config_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
-        click.option("--exchange", help="Left out: the configuration's first."),
+        click.option("--exchange", callback=_checked, help="Left out: the configuration's first."),
         click.option(
             "--format",
             "layout",
@@ -91,13 +91,24 @@ def _timeframe(ctx: click.Context, parameter: click.Parameter, name: str) -> str
     return name
 
 
+T = TypeVar("T", str, tuple[str, ...], None)
+
+
+def _checked(ctx: click.Context, parameter: click.Parameter, names: T) -> T:
+    """Names that a store can be asked for; the shell may hand over any bytes."""
+    for name in names if isinstance(names, tuple) else (names or "",):
+        if not name.isprintable():
+            raise click.BadParameter(f"{name!r} is no name")
+    return names
+
+
 @click.group(cls=_Commands)
 def main() -> None:
     """Look at the data that the service has collected."""
 
 
 @main.command()
-@click.argument("pair")
+@click.argument("pair", callback=_checked)
 @click.option("--timeframe", default="3m", show_default=True, callback=_timeframe)
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True)
 @_reading_options
@@ -124,7 +135,7 @@ def ohlcv(
 
 
 @main.command()
-@click.argument("pairs", nargs=-1)
+@click.argument("pairs", nargs=-1, callback=_checked)
 @click.option("--all", "everything", is_flag=True, help="Every pair of the exchange.")
 @_reading_options
 def funding(
@@ -152,7 +163,7 @@ def funding(
 
 
 @main.command()
-@click.argument("pairs", nargs=-1, required=True)
+@click.argument("pairs", nargs=-1, required=True, callback=_checked)
 @_reading_options
 def mark(
     pairs: tuple[str, ...],

@@ -38,7 +38,7 @@ class Timeframe:
         ValueError
             The name is none.
         """
-        match = re.fullmatch(r"([1-9]\d{0,5})([mhdw])", name)
+        match = re.fullmatch(r"([1-9][0-9]{0,5})([mhdw])", name)
         if match is None:
             raise ValueError(
                 f"timeframe {name!r} is not known; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from typing import Any
 
 import orjson
@@ -61,6 +62,15 @@ class Recorder:
     def on(self, *channels: Channel) -> dict[Channel, Recorder]:
         """This recorder as the callback of some channels."""
         return dict.fromkeys(channels, self)
+
+
+def done(work: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine returns that waits for nothing, as handling a message does."""
+    try:
+        work.send(None)
+    except StopIteration as end:
+        return end.value
+    raise AssertionError("it waits for something")
 
 
 def unopened(url: str = "ws://127.0.0.1/market/stream") -> FeedConnection:

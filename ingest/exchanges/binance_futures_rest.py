@@ -6,35 +6,32 @@ and its general info on limits. Weight is counted by address and UTC minute, ref
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import Mapping
 
 import structlog
 
 from ingest.budget import Budgets, Limit
 from ingest.clock import Clock
+from ingest.exchanges.history import EACH_MS, Page, PagedHistory, Series
 from ingest.exchanges.rest_base import (
     HOUR_MS,
-    LONGEST_INTERVAL_MS,
     Cost,
     Metadata,
-    MinutesPage,
     Settled,
     closed_klines,
     closed_mark_candles,
     kline,
     mark_candle,
-    next_candle,
-    next_minute,
+    require_within,
     server_time_ms,
     settled_rate,
-    settlement_rows,
     volumes_by_id,
 )
 from ingest.model import Kline
 from ingest.rest import Dialect, RestClient
 from marketdata.errors import BadMessage, ExchangeRefused
 from marketdata.pairs import Catalogue, Market, binance_futures_markets
-from marketdata.schema import CANDLE_MS, MINUTE_MS, FundingSettled, Mark3m
+from marketdata.schema import CANDLE_MS, MINUTE_MS, Mark3m
 
 log = structlog.get_logger()
 
@@ -44,6 +41,10 @@ WEIGHT = Limit("weight", 2_400, 60_000)
 FUNDING = Limit("funding", 500, 300_000, sliding=True)
 DIALECT = Dialect(EXCHANGE, (WEIGHT, FUNDING), used_header="X-MBX-USED-WEIGHT-1M")
 
+SERIES: Mapping[Series, tuple[str, str]] = {
+    "ohlcv": ("/fapi/v1/klines", "1m"),
+    "mark_3m": ("/fapi/v1/markPriceKlines", "3m"),
+}
 LONG_PAGE = 499
 SHORT_PAGE = 99
 """The most rows for weight 2 and 1, whether or not a band of the price list includes its top."""
@@ -53,7 +54,7 @@ SETTLEMENTS_SPAN = 990
 CLOCK_LIFE_MS = 60_000
 
 
-class BinanceFuturesRest:
+class BinanceFuturesRest(PagedHistory):
     """REST side of Binance USD-M futures (see `rest_base.ExchangeRest`)."""
 
     exchange = EXCHANGE
@@ -67,6 +68,7 @@ class BinanceFuturesRest:
         rest_url: str | None = None,
         proxy: str | None = None,
     ) -> None:
+        super().__init__(parse_klines, parse_mark_candles)
         self.client = RestClient(rest_url or BASE_URL, DIALECT, budgets, clock, proxy)
         self._clock = clock
         self._ahead_ms = 0
@@ -102,86 +104,48 @@ class BinanceFuturesRest:
         self._measured_ms = answer.received_ms
         return server_ms
 
-    async def minutes(
-        self, market: Market, start_ms: int, end_ms: int
-    ) -> AsyncIterator[MinutesPage]:
-        minute_ms, end_ms = next_minute(start_ms), next_minute(end_ms)
-        while minute_ms < end_ms:
-            server_ms = await self._server_now_ms()
-            closed_ms = min(end_ms, server_ms - server_ms % MINUTE_MS)
-            if minute_ms >= closed_ms:
-                return
-            rows = page_rows((closed_ms - minute_ms) // MINUTE_MS)
-            page_end_ms = min(closed_ms, minute_ms + rows * MINUTE_MS)
-            answer = await self.client.get(
-                "/fapi/v1/klines",
-                {
-                    "symbol": market.id,
-                    "interval": "1m",
-                    "startTime": minute_ms,
-                    "endTime": page_end_ms - 1,
-                    "limit": rows,
-                },
-                weight=klines_weight(rows),
-            )
-            klines = parse_klines(answer.body, market, server_ms)
-            yield MinutesPage(klines, minute_ms, page_end_ms, server_ms)
-            minute_ms = page_end_ms
+    async def _page(
+        self, series: Series, market: Market, start_ms: int, end_ms: int
+    ) -> Page | None:
+        path, interval = SERIES[series]
+        each_ms = EACH_MS[series]
+        server_ms = await self._server_now_ms()
+        closed_ms = min(end_ms, server_ms - server_ms % each_ms)
+        if start_ms >= closed_ms:
+            return None
+        rows = page_rows((closed_ms - start_ms) // each_ms)
+        page_end_ms = min(closed_ms, start_ms + rows * each_ms)
+        answer = await self.client.get(
+            path,
+            {
+                "symbol": market.id,
+                "interval": interval,
+                "startTime": start_ms,
+                "endTime": page_end_ms - 1,
+                "limit": rows,
+            },
+            weight=klines_weight(rows),
+        )
+        return Page(answer.body, start_ms, page_end_ms, server_ms)
 
-    async def settlements(
-        self, market: Market, start_ms: int, end_ms: int
-    ) -> AsyncIterator[list[FundingSettled]]:
-        start_ms, end_ms = next_minute(start_ms), next_minute(end_ms)
-        # One interval earlier, so that the distance to the settlement before is known.
-        asked_ms, before_ms = max(0, start_ms - LONGEST_INTERVAL_MS), None
-        while asked_ms < end_ms:
-            answer = await self.client.get(
-                "/fapi/v1/fundingRate",
-                {
-                    "symbol": market.id,
-                    "startTime": asked_ms,
-                    "endTime": end_ms - 1,
-                    "limit": SETTLEMENTS_PAGE,
-                },
-                limit=FUNDING.name,
-            )
-            rates = parse_settlements(answer.body, market)
-            full = len(rates) >= SETTLEMENTS_PAGE
-            if full:
-                # A special rate of the last minute may stand on the next page.
-                asked_ms = rates[-1].time_ms
-                rates = [rate for rate in rates if rate.time_ms < asked_ms]
-            rows = settlement_rows(rates, market, start_ms, before_ms)
-            if rows:
-                yield rows
-            if not full or not rates:
-                return
-            before_ms = rates[-1].time_ms
-
-    async def mark_candles(
-        self, market: Market, start_ms: int, end_ms: int
-    ) -> AsyncIterator[list[Mark3m]]:
-        open_ms, end_ms = next_candle(start_ms), next_candle(end_ms)
-        while open_ms < end_ms:
-            server_ms = await self._server_now_ms()
-            closed_ms = min(end_ms, server_ms - server_ms % CANDLE_MS)
-            if open_ms >= closed_ms:
-                return
-            rows = page_rows((closed_ms - open_ms) // CANDLE_MS)
-            page_end_ms = min(closed_ms, open_ms + rows * CANDLE_MS)
-            answer = await self.client.get(
-                "/fapi/v1/markPriceKlines",
-                {
-                    "symbol": market.id,
-                    "interval": "3m",
-                    "startTime": open_ms,
-                    "endTime": page_end_ms - 1,
-                    "limit": rows,
-                },
-                weight=klines_weight(rows),
-            )
-            yield parse_mark_candles(answer.body, market, server_ms)
-            open_ms = page_end_ms
+    async def _rates(self, market: Market, start_ms: int, end_ms: int) -> tuple[list[Settled], int]:
+        answer = await self.client.get(
+            "/fapi/v1/fundingRate",
+            {
+                "symbol": market.id,
+                "startTime": start_ms,
+                "endTime": end_ms - 1,
+                "limit": SETTLEMENTS_PAGE,
+            },
+            limit=FUNDING.name,
+        )
+        rates = parse_settlements(answer.body, market)
+        require_within((rate.time_ms for rate in rates), start_ms, end_ms)
+        if len(rates) < SETTLEMENTS_PAGE:
+            return rates, end_ms
+        # A special rate of the last minute may stand on the next page.
+        until_ms = rates[-1].time_ms
+        return [rate for rate in rates if rate.time_ms < until_ms], until_ms
 
     def cost(self, measurement: str, market: Market) -> Cost:
         if measurement == "funding_settled":

@@ -6,28 +6,25 @@ Sources: https://bybit-exchange.github.io/docs/v5/market/kline, …/market/instr
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import Mapping
 from urllib.parse import unquote
 
 from ingest.budget import Budgets, Limit
 from ingest.clock import Clock
+from ingest.exchanges.history import EACH_MS, Page, PagedHistory, Series
 from ingest.exchanges.rest_base import (
     HOUR_MS,
-    LONGEST_INTERVAL_MS,
     Cost,
     Metadata,
-    MinutesPage,
     Settled,
     closed_klines,
     closed_mark_candles,
     kline,
     mark_candle,
     milliseconds,
-    next_candle,
-    next_minute,
+    require_within,
     server_time_ms,
     settled_rate,
-    settlement_rows,
     volumes_by_id,
 )
 from ingest.model import Kline
@@ -40,12 +37,16 @@ from marketdata.errors import (
     RateLimited,
 )
 from marketdata.pairs import Catalogue, Market, bybit_markets
-from marketdata.schema import CANDLE_MS, MINUTE_MS, FundingSettled, Mark3m
+from marketdata.schema import CANDLE_MS, MINUTE_MS, Mark3m
 
 EXCHANGE = "BYBIT"
 BASE_URL = "https://api.bybit.com"
 REQUESTS = Limit("requests", 600, 5_000, sliding=True)
 BAN_S = 600.0
+SERIES: Mapping[Series, tuple[str, str]] = {
+    "ohlcv": ("/v5/market/kline", "1"),
+    "mark_3m": ("/v5/market/mark-price-kline", "3"),
+}
 PAGE = 1_000
 SETTLEMENTS_PAGE = 200
 SETTLEMENTS_SPAN = 190
@@ -77,7 +78,7 @@ def refusal(answer: Answer) -> MarketDataError | None:
 DIALECT = Dialect(EXCHANGE, (REQUESTS,), ban_s=BAN_S, refusal=refusal)
 
 
-class BybitRest:
+class BybitRest(PagedHistory):
     """REST side of Bybit (see `rest_base.ExchangeRest`)."""
 
     exchange = EXCHANGE
@@ -90,6 +91,7 @@ class BybitRest:
         rest_url: str | None = None,
         proxy: str | None = None,
     ) -> None:
+        super().__init__(parse_klines, parse_mark_candles)
         self.client = RestClient(rest_url or BASE_URL, DIALECT, budgets, clock, proxy)
 
     async def close(self) -> None:
@@ -122,52 +124,27 @@ class BybitRest:
     async def server_ms(self) -> int:
         return _time_ms(await self.client.get("/v5/market/time"))
 
-    async def minutes(
-        self, market: Market, start_ms: int, end_ms: int
-    ) -> AsyncIterator[MinutesPage]:
-        minute_ms, end_ms = next_minute(start_ms), next_minute(end_ms)
-        while minute_ms < end_ms:
-            asked_end_ms = min(end_ms, minute_ms + PAGE * MINUTE_MS)
-            answer = await self.client.get(
-                "/v5/market/kline",
-                {
-                    "category": "spot" if market.kind == "spot" else "linear",
-                    "symbol": market.id,
-                    "interval": "1",
-                    "start": minute_ms,
-                    "end": asked_end_ms - 1,
-                    "limit": (asked_end_ms - minute_ms) // MINUTE_MS,
-                },
-            )
-            # The rows were read after we sent and before the answer's time: no open minute passes.
-            server_ms = _time_ms(answer) - (answer.received_ms - answer.sent_ms)
-            page_end_ms = min(asked_end_ms, server_ms - server_ms % MINUTE_MS)
-            if page_end_ms > minute_ms:
-                klines = parse_klines(_list(answer), market, server_ms)
-                yield MinutesPage(klines, minute_ms, page_end_ms, server_ms)
-            if page_end_ms < asked_end_ms:
-                return
-            minute_ms = page_end_ms
+    async def _page(self, series: Series, market: Market, start_ms: int, end_ms: int) -> Page:
+        path, interval = SERIES[series]
+        page_end_ms = min(end_ms, start_ms + PAGE * EACH_MS[series])
+        answer = await self.client.get(
+            path,
+            {
+                "category": "spot" if market.kind == "spot" else "linear",
+                "symbol": market.id,
+                "interval": interval,
+                "start": start_ms,
+                "end": page_end_ms - 1,
+                "limit": (page_end_ms - start_ms) // EACH_MS[series],
+            },
+        )
+        # The rows were read after we sent and before the answer's time: no open one passes.
+        server_ms = _time_ms(answer) - (answer.received_ms - answer.sent_ms)
+        return Page(_list(answer), start_ms, page_end_ms, server_ms)
 
-    async def settlements(
-        self, market: Market, start_ms: int, end_ms: int
-    ) -> AsyncIterator[list[FundingSettled]]:
-        start_ms, end_ms = next_minute(start_ms), next_minute(end_ms)
-        span_ms = self.cost("funding_settled", market).span_ms
-        # One interval earlier, so that the distance to the settlement before is known.
-        asked_ms, before_ms = max(0, start_ms - LONGEST_INTERVAL_MS), None
-        while asked_ms < end_ms:
-            asked_end_ms = min(end_ms, asked_ms + span_ms)
-            rates = await self._settled(market, asked_ms, asked_end_ms)
-            rows = settlement_rows(rates, market, start_ms, before_ms)
-            if rows:
-                yield rows
-            if rates:
-                before_ms = rates[-1].time_ms
-            asked_ms = asked_end_ms
-
-    async def _settled(self, market: Market, start_ms: int, end_ms: int) -> list[Settled]:
-        """All rates of a range: pages come newest first, so a full one leaves older rows to ask."""
+    async def _rates(self, market: Market, start_ms: int, end_ms: int) -> tuple[list[Settled], int]:
+        """A span that fits into a page; more, and pages of it come newest first."""
+        end_ms = until_ms = min(end_ms, start_ms + self.cost("funding_settled", market).span_ms)
         rates: list[Settled] = []
         while start_ms < end_ms:
             answer = await self.client.get(
@@ -181,35 +158,12 @@ class BybitRest:
                 },
             )
             page = parse_settlements(_list(answer), market)
+            require_within((rate.time_ms for rate in page), start_ms, end_ms)
             rates = page + rates
             if len(page) < SETTLEMENTS_PAGE:
                 break
             end_ms = page[0].time_ms
-        return rates
-
-    async def mark_candles(
-        self, market: Market, start_ms: int, end_ms: int
-    ) -> AsyncIterator[list[Mark3m]]:
-        open_ms, end_ms = next_candle(start_ms), next_candle(end_ms)
-        while open_ms < end_ms:
-            page_end_ms = min(end_ms, open_ms + PAGE * CANDLE_MS)
-            answer = await self.client.get(
-                "/v5/market/mark-price-kline",
-                {
-                    "category": "linear",
-                    "symbol": market.id,
-                    "interval": "3",
-                    "start": open_ms,
-                    "end": page_end_ms - 1,
-                    "limit": (page_end_ms - open_ms) // CANDLE_MS,
-                },
-            )
-            # As with minutes: no open candle passes.
-            server_ms = _time_ms(answer) - (answer.received_ms - answer.sent_ms)
-            yield parse_mark_candles(_list(answer), market, server_ms)
-            if server_ms < page_end_ms:
-                return
-            open_ms = page_end_ms
+        return rates, until_ms
 
     def cost(self, measurement: str, market: Market) -> Cost:
         if measurement == "funding_settled":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from math import isfinite
 from typing import NamedTuple, Protocol
@@ -107,9 +107,9 @@ def server_time_ms(exchange: str, time_ms: object, received_ms: int) -> int:
     Raises
     ------
     BadMessage
-        No time, or one that is a day away from ours: what is closed would be judged by it.
+        No time, or one a day ahead of ours: what is open still would be taken for closed.
     """
-    if isinstance(time_ms, int) and abs(time_ms - received_ms) < DAY_MS:
+    if isinstance(time_ms, int) and 0 < time_ms < received_ms + DAY_MS:
         return time_ms
     raise BadMessage(f"{exchange} says that it is {time_ms!r:.100}, expected its time in ms")
 
@@ -121,6 +121,19 @@ def milliseconds(text: str) -> int:
     (1670608800000, 0, 0)
     """
     return int(text) if text.isdecimal() and len(text) <= 15 else 0
+
+
+def require_within(times: Iterable[int], start_ms: int, end_ms: int) -> None:
+    """Check that an answer has what was asked for only: start_ms <= time < end_ms.
+
+    Raises
+    ------
+    BadMessage
+        It has other times, so what it lacks proves nothing.
+    """
+    for time_ms in times:
+        if not start_ms <= time_ms < end_ms:
+            raise BadMessage(f"an answer for {start_ms} to {end_ms} has a row of {time_ms}")
 
 
 def next_minute(time_ms: int) -> int:
@@ -144,7 +157,8 @@ def next_candle(time_ms: int) -> int:
 def volumes_by_id(rows: object, column: str) -> dict[str, float]:
     """Volumes out of a list of tickers; one that states none is left out, as if nothing traded.
 
-    >>> volumes_by_id([{"symbol": "BTCUSDT", "turnover24h": "7.5"}, {"symbol": "X"}], "turnover24h")
+    >>> row = {"symbol": "BTCUSDT", "turnover24h": "7.5"}
+    >>> volumes_by_id([row, {"symbol": "X"}, {"symbol": "Y", "turnover24h": "-1"}], "turnover24h")
     {'BTCUSDT': 7.5}
     """
     if not isinstance(rows, list):
@@ -153,7 +167,8 @@ def volumes_by_id(rows: object, column: str) -> dict[str, float]:
     for row in rows:
         match row:
             case {"symbol": str(market_id)} if numbers := _decimals((row.get(column),)):
-                volumes[market_id] = float(numbers[0])
+                if numbers[0] >= 0:
+                    volumes[market_id] = float(numbers[0])
     return volumes
 
 
@@ -204,9 +219,9 @@ def kline(
         or min(numbers) < 0
     ):
         raise BadMessage(
-            f"{market.exchange} {market.id}: minute {minute_ms}, prices {prices}, "
-            f"volumes {volumes}, trades {trades}; expected the start of a minute, prices above 0, "
-            f"the others from 0 up"
+            f"{market.exchange} {market.id}: minute {minute_ms}, prices {prices!s:.200}, "
+            f"volumes {volumes!s:.200}, trades {trades}; expected the start of a minute, prices "
+            f"above 0, the others from 0 up"
         )
     open_, high, low, close, volume, quote_volume = numbers
     return Kline(
@@ -237,7 +252,7 @@ def mark_candle(market: Market, open_ms: int, prices: Sequence[object]) -> Mark3
     numbers = _decimals(prices)
     if numbers is None or not _starts(open_ms, CANDLE_MS) or float(min(numbers)) <= 0:
         raise BadMessage(
-            f"{market.exchange} {market.id}: mark candle {open_ms}, prices {prices}; "
+            f"{market.exchange} {market.id}: mark candle {open_ms}, prices {prices!s:.200}; "
             f"expected the start of a 3-minute candle and prices above 0"
         )
     open_, high, low, close = map(float, numbers)
@@ -284,7 +299,7 @@ def settled_rate(market: Market, time_ms: int, text: object, *, special: bool = 
     numbers = _decimals((text,))
     if numbers is None or not MINUTE_MS <= time_ms < LATEST_MS:
         raise BadMessage(
-            f"{market.exchange} {market.id}: settled {text!r} at {time_ms}, "
+            f"{market.exchange} {market.id}: settled {text!r:.200} at {time_ms}, "
             f"expected a rate and a time in ms"
         )
     return Settled(time_ms - time_ms % MINUTE_MS, float(numbers[0]), special)

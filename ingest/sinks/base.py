@@ -74,6 +74,10 @@ class StreamSink(Sink, Protocol):
         """Find out, by a write, whether it takes writes and still has what it had."""
         ...
 
+    async def ends(self) -> Mapping[str, int]:
+        """When the newest entry of each stream was made (ms); a stream without any is left out."""
+        ...
+
     async def restore(self, candles: Sequence[Ohlcv]) -> None:
         """Put back candles of one pair that are not there, without announcing them."""
         ...

@@ -57,8 +57,9 @@ _TRANSIENT = (
     exceptions.TryAgainError,
     OSError,
 )
-_TRANSIENT_CODES = ("MISCONF", "BUSY", "NOREPLICAS", "MASTERDOWN")
-"""Of Redis's answers that redis-py has no type for: a full disk, a script that runs, replicas."""
+_TRANSIENT_CODES = ("MISCONF", "BUSY", "NOREPLICAS", "MASTERDOWN", "LATE")
+"""Of Redis's answers that redis-py has no type for: a full disk, a script that runs, replicas; the
+last is our own."""
 _REFUSED = (exceptions.AuthenticationError, exceptions.AuthorizationError)
 """Of redis-py's connection errors those that another attempt won't mend."""
 
@@ -105,7 +106,8 @@ class RedisSink:
         collector: str = PROCESS,
     ) -> None:
         self.losses = 0
-        self._address = urlsplit(url).netloc.rpartition("@")[2]
+        parts = urlsplit(url)
+        self._address = parts.netloc.rpartition("@")[2] or parts.path
         self._views = [view for name in views for view in PRESETS[name]]
         self._find_market = find_market
         self._timeout_s = timeout_s
@@ -113,7 +115,9 @@ class RedisSink:
         self._collector = collector
         self._client = redis.Redis.from_url(
             url,
-            socket_timeout=timeout_s,
+            # Our own holds for all of it; theirs is a `wait_for`, which loses cancellations before
+            # Python 3.12.
+            socket_timeout=None,
             socket_connect_timeout=timeout_s,
             retry=Retry(NoBackoff(), 0),
         )
@@ -141,6 +145,19 @@ class RedisSink:
             self._shown.clear()
         self._probes = probes
         self._seen_ms = seconds * 1000 + microseconds // 1000
+
+    async def ends(self) -> dict[str, int]:
+        """When the newest entry of each stream was made, by Redis's clock."""
+        async with self._pipeline() as pipeline:
+            for stream in keys.STREAMS:
+                pipeline.xrevrange(stream, count=1)
+            answers = await self._execute(pipeline)
+        ids = {
+            stream: found[0][0]
+            for stream, found in zip(keys.STREAMS, answers, strict=True)
+            if found
+        }
+        return {stream: int(name.partition(b"-")[0]) for stream, name in ids.items()}
 
     async def update(self, lasts: Sequence[Last]) -> None:
         """Make `lasts` the newest values: hashes, views, and the stream of prices."""

@@ -59,7 +59,9 @@ LAST = Script(
     + """
 local hash, stream = KEYS[1], KEYS[2]
 local call = cjson.decode(ARGV[1])
-if call.seen_ms > 0 and now_ms - call.seen_ms > late_ms then return end
+if call.seen_ms > 0 and now_ms - call.seen_ms > late_ms then
+    return redis.error_reply('LATE by ' .. (now_ms - call.seen_ms) .. ' ms')
+end
 
 local known = redis.call('HMGET', hash, 'received_ms', 'seq', unpack(event_columns))
 -- Of one event's time the statement that came later counts: two trades may share a millisecond.

@@ -10,6 +10,7 @@ from tests.bench import (
     bench_audit,
     bench_backfill,
     bench_feed,
+    bench_load,
     bench_readers,
     bench_service,
     bench_sinks,
@@ -27,6 +28,7 @@ def main() -> None:
         bench_sinks,
         bench_readers,
         bench_service,
+        bench_load,
         bench_audit,
         bench_backfill,
     ):

@@ -6,7 +6,7 @@ from tests.scenarios import measured
 from tests.soak.chaos import chaos
 from tests.soak.kill import PAIRS
 
-SECONDS = 8.0
+SECONDS = 6.0
 SPEED = 20.0
 
 

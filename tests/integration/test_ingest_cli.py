@@ -26,10 +26,10 @@ def ingest(*arguments, code=0):
 
 
 @contextmanager
-def started(*arguments):
+def started(*arguments, **environ):
     process = subprocess.Popen(
         [*INGEST, *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRON,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRON | environ,
     )  # fmt: skip
     try:
         yield process
@@ -61,6 +61,15 @@ def simulated(free_port_of):
 
 
 @pytest.fixture
+def supervisor(tmp_path):
+    """What systemd would listen on."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(str(tmp_path / "notify"))
+        listening.settimeout(20)
+        yield listening
+
+
+@pytest.fixture
 def free_port_of():
     from tests.servers.process import free_port
 
@@ -81,9 +90,9 @@ def config(tmp_path, simulated, free_port_of):
     return path, monitor
 
 
-def test_run_prints_its_plan_serves_its_state_and_ends_with_0_on_sigterm(config):
+def test_run_prints_its_plan_serves_its_state_and_ends_with_0_on_sigterm(config, supervisor):
     path, monitor = config
-    with started("run", "--config", path) as service:
+    with started("run", "--config", path, NOTIFY_SOCKET=supervisor.getsockname()) as service:
         eventually_sync(lambda: is_live(monitor), 30, "a live service")
         eventually_sync(lambda: status(monitor)["minutes"]["repaired"] >= 60, 30, "history")
         shown = ingest("status", "--config", path)
@@ -92,9 +101,12 @@ def test_run_prints_its_plan_serves_its_state_and_ends_with_0_on_sigterm(config)
         assert whole["exchanges"]["BINANCE_FUTURES"]["pairs"].keys() == {
             "BTC/USDT:USDT", "币安人生/USDT:USDT",
         }  # fmt: skip
+        assert supervisor.recv(4096) == b"READY=1"
         service.send_signal(signal.SIGTERM)
         out, err = service.communicate(timeout=20)
     assert service.returncode == 0, err
+    told = iter(lambda: supervisor.recv(4096), b"STOPPING=1\nSTATUS=draining")
+    assert all(message.startswith(b"WATCHDOG=1\nSTATUS=") for message in told)
     assert out == ""
     assert "connection plan" in err
     assert "Traceback" not in err

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -502,7 +505,63 @@ async def test_a_replica_that_lacked_the_newest_gets_it_and_consumers_are_told(
         replica.stop()
 
 
+async def test_a_collector_that_starts_tells_since_when_nobody_fed_the_streams(
+    redis_server: RedisServer, client: redis.Redis
+) -> None:
+    async with publishing(redis_server.url) as line:
+        line.mark()
+        await shown(client)
+        line.publisher.put_candles([ohlcv()])
+        await eventually(lambda: entries(client, keys.STREAM_OHLCV_3M), 5)
+    assert breaks(client) == {}
+    async with publishing(redis_server.url) as line:
+        await eventually(lambda: len(breaks(client)) == 2, 5)
+        found = breaks(client)
+        for stream in (keys.STREAM_PRICE, keys.STREAM_OHLCV_3M):
+            newest: Any = client.xrevrange(stream, count=1)
+            assert int(found[stream]["since_ms"]) <= int(newest[0][0].partition("-")[0])
+            assert found[stream]["dropped"] == "0"
+
+
 # Those who read.
+
+
+async def test_who_follows_the_stream_as_documented_has_every_candle(
+    redis_server: RedisServer, client: redis.Redis, tmp_path: Path
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "schema.md").read_text()
+    (text,) = re.findall(r"```python\n(def follow.*?)```", page, re.DOTALL)
+    example: dict[str, Any] = {"json": json, "datetime": datetime, "UTC": UTC}
+    exec(text, example)  # noqa: S102
+    now_ms = int(time.time() * 1000) // CANDLE_MS * CANDLE_MS
+    rows = [ohlcv(time=now_ms - n * CANDLE_MS, close=float(n)) for n in range(6, 0, -1)]
+    home = SqliteHome(tmp_path / "market_data.db")
+    taken: dict[float, list[float]] = {}
+
+    def take(pair: str, candle: list[float]) -> None:
+        taken[candle[0]] = candle
+
+    await asyncio.to_thread(home.put, {"ohlcv_3m": rows})
+    stop = threading.Event()
+    with reading(home, Watch(now_ms + 5_000)) as data:
+        following = asyncio.create_task(
+            asyncio.to_thread(
+                example["follow"], client, data, [SYMBOL], take, lambda: not stop.is_set()
+            )
+        )
+        try:
+            async with publishing(redis_server.url) as line:
+                line.publisher.put_candles(rows[:2])
+                await eventually(lambda: len(taken) == 2, 10)
+                # The next two are lost with the Redis that had them.
+                with connect(redis_server) as other:
+                    other.flushall()
+                line.publisher.put_candles(rows[4:])
+                await eventually(lambda: len(taken) == 6, 10)
+        finally:
+            stop.set()
+            await following
+    assert [candle[:6] for candle in sorted(taken.values())] == [list(row[2:8]) for row in rows]
 
 
 def test_after_an_outage_no_old_hash_is_taken_for_fresh(

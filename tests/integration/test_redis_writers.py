@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import Any
@@ -232,7 +233,8 @@ async def test_what_redis_executes_long_after_it_was_given_up_is_no_news(
     await sink.probe()
     # As if the call had lain in the socket of a Redis that hung.
     monkeypatch.setattr(sink, "_seen_ms", sink._seen_ms - LATE_MS - 1)
-    await sink.update([priced(TIME, 5.0)])
+    with pytest.raises(StoreUnavailable, match="LATE by"):
+        await sink.update([priced(TIME, 5.0)])
     assert client.exists(LAST, TICKER, keys.STREAM_PRICE) == 0
     await sink.probe()
     await sink.update([priced(TIME + 1, 6.0)])
@@ -248,9 +250,9 @@ async def test_of_two_collectors_states_the_better_one_is_shown_and_stays(
     one, other = sinks
     key = keys.health(EXCHANGE)
 
-    async def tell(sink: RedisSink, state: str, time_ms: int) -> str | None:
+    async def tell(sink: RedisSink, state: str, time_ms: int) -> tuple[Any, Any]:
         await sink.health(EXCHANGE, {"state": state, "time_ms": time_ms})
-        return client.hget(key, "state"), client.hget(key, "time_ms")  # type: ignore[return-value]
+        return client.hget(key, "state"), client.hget(key, "time_ms")
 
     assert await tell(one, "live", 1_000) == ("live", "1000")
     assert await tell(other, "late", 2_000) == ("live", "1000")
@@ -261,3 +263,23 @@ async def test_of_two_collectors_states_the_better_one_is_shown_and_stays(
     # Its own word is not renewed any more.
     client.pexpire(key, keys.HEALTH_TTL_MS - keys.HEALTH_HELD_MS)
     assert await tell(one, "venue_down", 9_000) == ("venue_down", "9000")
+
+
+# Ending.
+
+
+async def test_a_writer_ends_at_whatever_moment_it_is_cancelled(sinks: list[RedisSink]) -> None:
+    sink, _ = sinks
+
+    async def write_on() -> None:
+        while True:
+            await sink.probe()
+
+    await sink.probe()
+    for moment in range(100):
+        writing = asyncio.create_task(write_on())
+        for _ in range(moment % 40):
+            await asyncio.sleep(0)
+        writing.cancel()
+        ended, _ = await asyncio.wait([writing], timeout=10)
+        assert ended, f"it goes on after a cancellation at step {moment % 40}"

@@ -2,12 +2,10 @@
 
 import asyncio
 import json
-import os
 import sqlite3
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
-from pathlib import Path
 
 import orjson
 import pandas as pd
@@ -29,13 +27,9 @@ from marketdata.errors import ConfigError
 from marketdata.schema import CANDLE_MS, MINUTE_MS
 from tests.feeds import MINUTE_MS as MINUTE
 from tests.feeds import Recorder, bybit_kline, bybit_row
+from tests.recorded import RECORDED, recorded
 from tests.service import configuration, fast_simulator, truth
 from tests.waiting import eventually
-
-RECORDED = Path(os.environ.get("MARKETDATA_RECORDED", "../shared/data")).absolute()
-recorded = pytest.mark.skipif(
-    not RECORDED.is_dir(), reason="no recorded market data (MARKETDATA_RECORDED names its folder)"
-)
 
 
 def table(store, name):

@@ -142,11 +142,11 @@ async def test_an_hour_without_trades_is_quiet_flat_and_asks_for_little(
         clock.hurry(20)
         await scene.whole(dead_ms, clock.now_ms())
         await scene.settled()
-    measured("connections to spot in 56 min", spot["rotations"] + spot["reconnects"])
+    measured("rotations of spot in 56 min", spot["rotations"])
     # Likewise it may drop a connection by itself.
     assert "quiet" in seen
     assert seen <= {"quiet", "live", "disconnected"}, "never late"
-    assert spot["rotations"] + spot["reconnects"] <= 5 * 6, "few in ten minutes"
+    assert 3 <= spot["rotations"] <= 5 * 6, "few in ten minutes"
     for exchange, pairs in PAIRS.items():
         asked = after[exchange]["rest_requests"] - before[exchange]["rest_requests"]
         measured(f"REST calls to {exchange} in 56 min", asked)

@@ -138,6 +138,11 @@ async def test_the_monitor_tells_the_same_state_as_json_health_and_metrics(
     assert status["store"]["kind"] == "sqlite"
     assert status["dropped"] == {}
     assert "ingest_fresh 1.0" in metrics
+    figures = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if line[:1] != "#")
+    assert float(figures["process_resident_memory_bytes"]) > 2**24
+    assert float(figures["process_open_fds"]) > 10
+    assert float(figures["ingest_tasks"]) > 10
+    assert 0 <= float(figures["ingest_inbox_events"]) <= 50_000
     assert 'ingest_connections{exchange="BINANCE_FUTURES",state="live"} 1.0' in metrics
 
 

@@ -1,16 +1,23 @@
 """`ingest setup` on real servers: what it makes, what it leaves alone, and what it tells."""
 
+import errno
 import json
 import os
 import stat
 import time
+from contextlib import contextmanager
 
 import pytest
 from click.testing import CliRunner
 
 from ingest.cli import main
+from ingest.setup import Folder
+from ingest.setup_influx import InfluxSetup
 from ingest.sinks.influx import InfluxSink
+from marketdata.config import load_config
+from marketdata.errors import ConfigError
 from marketdata.schema import LastPrice, Ohlcv
+from marketdata.settings import InfluxStore
 from readers.sources.influx import InfluxSource
 from tests.servers.influx import InfluxServer, call
 from tests.servers.process import ServerProcess, free_port
@@ -59,12 +66,12 @@ def fresh(influx_program, tmp_path):
 
 @pytest.fixture
 def config(tmp_path):
-    def write(url, *, retention="30d"):
+    def write(url, *, retention="30d", token_file=None):
         path = tmp_path / "config.yaml"
         ticks = {"bucket": "market_data_ticks", "retention": retention}
         store = {
             "kind": "influxdb", "url": url, "org": "trading", "bucket": "market_data",
-            "token": "${INFLUXDB_TOKEN}", "ticks": ticks,
+            "token": {"file": token_file} if token_file else "${INFLUXDB_TOKEN}", "ticks": ticks,
         }  # fmt: skip
         exchanges = {"BYBIT": {"pairs": ["BTC/USDT"]}}
         path.write_text(json.dumps({"store": store, "exchanges": exchanges}))
@@ -143,9 +150,7 @@ def test_a_changed_retention_is_told_and_done(fresh, config, tmp_path):
         before = retention
         (rule,) = fresh.state()["buckets"]["market_data_ticks"][2]
         assert (rule["everySeconds"], rule["shardGroupDurationSeconds"]) == (seconds, shard_s)
-    assert (
-        "task 'market_data: late ticks to minutes': changed" in told
-    )  # two days late is too late now
+    assert "task 'market_data: late ticks to minutes': changed" in told
     assert "token 'market_data: service': there" in told
 
 
@@ -229,6 +234,53 @@ def test_without_a_folder_secrets_are_printed_once_and_never_again(fresh, config
     assert read_status(fresh, readers) == 200
 
 
+def test_the_configuration_may_name_the_file_that_is_about_to_be_made(fresh, config, tmp_path):
+    path = config(fresh.url, token_file="tokens/service.token")
+    with pytest.raises(ConfigError):
+        load_config(path)
+    setup(path, "--tokens", tmp_path / "tokens")
+    token = influx_store(path).token.get_secret_value()
+    assert token == secret(tmp_path / "tokens", "service")
+    assert write(fresh, "market_data", token) == 204
+
+
+def influx_store(path, environ=os.environ):
+    store = load_config(path, environ).store
+    assert isinstance(store, InfluxStore)
+    return store
+
+
+class FullFolder(Folder):
+    """One whose disk is full by the time that a secret is to be written."""
+
+    @contextmanager
+    def place(self, name):
+        with super().place(name):
+            yield self
+
+    def put(self, secret):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_token_whose_secret_can_t_be_kept_is_taken_back(fresh, config, tmp_path):
+    path, folder = config(fresh.url), tmp_path / "tokens"
+    setup(path, "--tokens", folder)
+    fresh.token = secret(folder, "admin")
+    state, service = fresh.state(), secret(folder, "service")
+    store = influx_store(path, {"INFLUXDB_TOKEN": "unused"})
+    influx = InfluxSetup(
+        store, admin=fresh.token, fallback=None, keeper=FullFolder(folder),
+        new_tokens=["service"], dry_run=False,
+    )  # fmt: skip
+    with influx, pytest.raises(OSError, match="No space"):
+        list(influx.run())
+    assert fresh.state() == state
+    assert secret(folder, "service") == service
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "admin.token", "readers.token", "service.token",
+    ]  # fmt: skip
+
+
 def test_the_operator_s_token_and_password_may_be_given(fresh, config, tmp_path):
     file = tmp_path / "operator"
     file.write_text("a-token-of-my-own\n")
@@ -288,7 +340,7 @@ def minutes(server):
         "mark_price_1m": ["open", "high", "low", "close", "index_price"],
         "last_price_1m": ["open", "high", "low", "close"],
     }
-    found = {}
+    found: dict[int, list[float]] = {}
     for measurement, names in columns.items():
         query = f"SELECT {', '.join(names)} FROM {measurement} WHERE symbol='A/B:B'"
         answer = call(

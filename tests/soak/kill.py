@@ -33,12 +33,12 @@ PAIRS = {
     "BINANCE_FUTURES": ["BTC/USDT:USDT", "B/USDT:USDT"],
     "BYBIT": ["BTC/USDT:USDT", "BTC/USDT"],
 }
-BEFORE_SETTLEMENT_MS = 10 * MINUTE_MS
+BEFORE_SETTLEMENT_MS = 4 * MINUTE_MS
 START_MS = 1_795_132_800_000 - BEFORE_SETTLEMENT_MS
-"""Ten minutes before funding is settled, on 20 November 2026."""
+"""Four minutes before funding is settled, on 20 November 2026."""
 PAST_MS = 30 * MINUTE_MS
 LIFE_S = 7.0
-"""The longest that a service lives, in real time; half of that is its start."""
+"""The longest that a service lives, in real time; a third of that is its start."""
 WHOLE_S = 60.0
 ENDINGS = ("kill", "kill", "term", "kill", "int", "kill", "memory", "kill", "kernel")
 

@@ -18,7 +18,7 @@ import pytest
 
 from ingest.clock import Clock
 from ingest.outbox import Depth, Outbox, Parcel
-from ingest.outbox_file import SHARD_MS
+from ingest.outbox_records import SHARD_MS
 from ingest.sinks.base import Rejected, Settled
 from marketdata.errors import StoreRefused, StoreUnavailable
 from marketdata.schema import Batch, FundingRate, LastPrice, MarkPrice, Row
@@ -152,7 +152,7 @@ async def test_rejected_rows_go_to_the_quarantine_with_the_sinks_words(
 async def test_of_rejected_ticks_only_the_newest_are_kept_and_the_others_counted(
     outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ingest.outbox_file.QUARANTINED_TICKS", 10)
+    monkeypatch.setattr("ingest.quarantine.QUARANTINED_TICKS", 10)
     for start in (0, 8):
         rows = marks(8, start=TIME + start)
         await outbox.append({"mark_price": rows})
@@ -284,33 +284,6 @@ async def test_a_second_process_is_refused_by_name(outbox: Outbox, path: Path) -
     with pytest.raises(StoreRefused, match=r"outbox\.db is in use by another process \(pid \d+\)"):
         await Outbox.open(path, PLENTY)
     await outbox.append({"ohlcv_3m": [ohlcv()]})
-
-
-async def test_an_outbox_of_another_version_is_refused(path: Path) -> None:
-    await (await Outbox.open(path, PLENTY)).close()
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA user_version = 2")
-    for _ in range(2):
-        with pytest.raises(StoreRefused, match="has schema version 2, this program knows 1"):
-            await Outbox.open(path, PLENTY)
-
-
-async def test_a_file_that_is_no_outbox_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "outbox.db"
-    path.write_bytes(b"something else entirely" * 100)
-    with pytest.raises(StoreRefused, match="not a database"):
-        await Outbox.open(path, PLENTY)
-
-
-async def test_an_entry_that_cannot_be_read_stops_delivery_and_keeps_everything(
-    outbox: Outbox, path: Path
-) -> None:
-    await outbox.append({"ohlcv_3m": [ohlcv()]})
-    with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("UPDATE entries SET payload = '[[1, 2'")
-    with pytest.raises(StoreRefused, match="an entry of 'ohlcv_3m' can't be read"):
-        await outbox.take(5_000)
-    assert outbox.depth().rows == 1
 
 
 async def test_a_place_that_cannot_be_written_is_unavailable(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest.outbox import Outbox, Parcel, Shelf
-from ingest.outbox_file import SHARD_MS, OutboxFile
+from ingest.outbox_file import OutboxFile
+from ingest.outbox_records import SHARD_MS
 from ingest.shelves import LEAST_ROWS, MOST_ROWS, PARCEL_S, ParcelSize, Shelves
 from ingest.sinks.base import Settled
 from marketdata.schema import Row
@@ -124,7 +125,7 @@ def test_a_parcel_costs_the_same_however_much_waits(
 
     costs = []
     for records in (200, 5_000):
-        file = OutboxFile(tmp_path / f"{records}.db", 2**30)
+        file = OutboxFile(tmp_path / f"{records}.db", 2**30, lambda: TIME)
         try:
             # One record each, since no two in a row are of one shard.
             file.append(

@@ -39,7 +39,7 @@ def facts(
 
 def stuck(looks: Sequence[Facts]) -> list[str]:
     """Names of the duties that stand still at the last of these looks."""
-    progress = Progress()
+    progress = Progress(gap_ms=15_000)
     found: list[str] = []
     for look in looks:
         found = [still.name for still in progress.look(duties(look), look.status["now_ms"])]
@@ -108,8 +108,13 @@ def test_rows_that_come_after_an_hour_of_rest_get_their_time() -> None:
     assert stuck(looks) == []
 
 
+def test_a_host_that_was_asleep_is_not_taken_for_a_standstill() -> None:
+    asleep = [facts(t, data_ms=t, rows=1) for t in (1_000_000, 1_010_000, 9_000_000)]
+    assert stuck(asleep) == []
+
+
 def test_cut_off_with_attempts_is_no_reason_and_without_any_for_an_hour_is() -> None:
-    down = {"lane": "disconnected", "data_ms": 900_000}
+    down: dict[str, Any] = {"lane": "disconnected", "data_ms": 900_000}
     trying = [facts(t, commits=t, handshakes=(t, True), **down) for t in each_ten_seconds(180)]
     assert stuck(trying) == []
     idle = [facts(t, commits=t, handshakes=(1, True), **down) for t in each_ten_seconds(61)]
