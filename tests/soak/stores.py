@@ -255,7 +255,7 @@ async def flapping(store: Store) -> AsyncIterator[None]:
 async def full_disk(store: Store) -> AsyncIterator[None]:
     """The server's data folder has no room left; then it has, and the server is started again.
 
-    It must be: InfluxDB 2.9 goes on answering 500 to every write once its log could not grow.
+    It must be: InfluxDB 2.9 goes on answering 500 to every write once it had no room.
     """
     assert store.disk is not None
     await asyncio.to_thread(store.disk.fill)
