@@ -38,6 +38,7 @@ BROKEN_KEPT = 1_000
 """Broken records kept as bytes, the newest; all are counted."""
 MENDS = 2
 """Repairs for one job: a disk that damages what has just been written isn't mended for ever."""
+MOVED = "it was moved or deleted under the service"
 MENDED_AGAIN_S = 5.0
 """Between two repairs that fail, because the disk is full."""
 _SOMETHING = " UNION ALL ".join(f"SELECT 1 FROM {t}" for t in ("ledger", "entries", "quarantine"))
@@ -135,6 +136,9 @@ class OutboxFile:
 
     def _open(self) -> None:
         """Open the file, after a repair where it needs one."""
+        if self._damage == MOVED and self._database is not None and not self._database.moved():
+            self._damage = None  # it is back: its file system was away
+            return
         if time.monotonic() < self._opened_again_s:
             raise StoreUnavailable(f"outbox {self._path} waits to be mended: {self._damage}")
         try:
@@ -220,7 +224,7 @@ class OutboxFile:
         if self._database is None:
             raise StoreUnavailable(f"outbox {self._path} isn't open")
         if self._database.moved():
-            raise DamagedFile("it was moved or deleted under the service")
+            raise DamagedFile(MOVED)
         ledger = self._ledger.copy()
         line = None
         with self._database.transaction() as connection:
