@@ -20,11 +20,13 @@ class Clock:
     def __init__(self, speed: float = 1.0, start_ms: int | None = None) -> None:
         self.speed = speed
         self._world_start = time.monotonic()
+        # That of the host is asked each time: it is set now and then.
+        self._is_hosts = speed == 1.0 and start_ms is None
         self._start_ms = time.time() * 1000 if start_ms is None else float(start_ms)
 
     def now_ms(self) -> int:
         """UTC milliseconds."""
-        if self.speed == 1.0:
+        if self._is_hosts:
             return int(time.time() * 1000)
         return int(self._start_ms + (time.monotonic() - self._world_start) * 1000 * self.speed)
 

@@ -89,20 +89,20 @@ class Delivery:
         return self._outbox.depth().rows == 0
 
     async def _deliver_one(self) -> None:
+        # The world's seconds: a store is as fast as it is, whatever the service's clock shows.
+        begun_s = time.perf_counter()
         now_ms = self._clock.monotonic_ms()
         parcel = await self._take(now_ms)
         if parcel is None:
             await self._all_aside(now_ms)
             return
-        # The world's seconds: a store is as fast as it is, whatever the service's clock shows.
-        started_s = time.perf_counter()
         try:
             settled = await self._write(parcel)
         except BatchFailed as error:
-            self._failed(parcel, error, time.perf_counter() - started_s)
+            self._failed(parcel, error, time.perf_counter() - begun_s)
             return
-        self._size.took(parcel.rows, time.perf_counter() - started_s)
         await self._outbox.settle(parcel, settled)
+        self._size.took(parcel.rows, time.perf_counter() - begun_s)
         self._count(settled)
         self._shelves.stored(parcel.shelf)
         self._rose()

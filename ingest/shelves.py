@@ -161,7 +161,7 @@ class ParcelSize:
         self.rows = 1_000
 
     def took(self, rows: int, seconds: float) -> None:
-        """A parcel of `rows` rows was stored in so many seconds of the world."""
+        """A parcel of `rows` rows was taken, stored and settled in so many seconds of the world."""
         if seconds > PARCEL_S:
             fitting = rows * PARCEL_S / seconds
         elif 2 * rows >= self.rows:  # entries are whole, so a full parcel may have a bit less

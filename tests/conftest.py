@@ -19,9 +19,22 @@ from tests.servers.influx import InfluxBucket, InfluxServer, find_influxd
 from tests.servers.process import free_port as find_free_port
 from tests.servers.redis import RedisServer, find_redis_server
 
+HURRIED = {
+    "test_incident",
+    "test_outages",
+    "test_repair",
+    "test_scenarios",
+    "test_service",
+    "test_service_on_influxdb",
+    "test_two_collectors",
+}
+"""Whole services on a hurried clock: never two at a time, since each wants a core of its own."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        if item.path.stem in HURRIED:
+            item.add_marker(pytest.mark.xdist_group("hurried"))
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
             # First of all, so that it looks after every other fixture has been closed.
             item.fixturenames.insert(0, "no_task_leaks")

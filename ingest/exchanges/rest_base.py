@@ -157,7 +157,8 @@ def next_candle(time_ms: int) -> int:
 def volumes_by_id(rows: object, column: str) -> dict[str, float]:
     """Volumes out of a list of tickers; one that states none is left out, as if nothing traded.
 
-    >>> volumes_by_id([{"symbol": "BTCUSDT", "turnover24h": "7.5"}, {"symbol": "X"}], "turnover24h")
+    >>> row = {"symbol": "BTCUSDT", "turnover24h": "7.5"}
+    >>> volumes_by_id([row, {"symbol": "X"}, {"symbol": "Y", "turnover24h": "-1"}], "turnover24h")
     {'BTCUSDT': 7.5}
     """
     if not isinstance(rows, list):
@@ -166,7 +167,8 @@ def volumes_by_id(rows: object, column: str) -> dict[str, float]:
     for row in rows:
         match row:
             case {"symbol": str(market_id)} if numbers := _decimals((row.get(column),)):
-                volumes[market_id] = float(numbers[0])
+                if numbers[0] >= 0:
+                    volumes[market_id] = float(numbers[0])
     return volumes
 
 

@@ -106,19 +106,27 @@ def run_service(rate: int, seconds: float, *, probed: bool) -> Figures:
             process = subprocess.Popen(command, stdout=log, stderr=log)
             try:
                 figures = observe(process.pid, port)
-                state = status(monitor)
-                assert state is not None, (folder / "log").read_text()[-2_000:]
+                dropped = dropped_by(monitor)
             finally:
                 process.terminate()
                 process.wait()
-        dropped = state["dropped"]
-        assert isinstance(dropped, dict)
         told = stats(port)
         committed = orjson.loads(notes.read_bytes()) if probed else []
         p50_ms, p99_ms, probes = latencies(committed, told, rate)
         return figures._replace(
             p50_ms=p50_ms, p99_ms=p99_ms, probes=probes, sent=told["sent"], dropped=dropped
         )
+
+
+def dropped_by(monitor: int) -> dict[str, int]:
+    """What the service has dropped and counted."""
+    deadline = time.monotonic() + READY_S
+    while (state := status(monitor)) is None:
+        if time.monotonic() > deadline:
+            raise SystemExit(f"no status of the service within {READY_S:g} s")
+    dropped = state["dropped"]
+    assert isinstance(dropped, dict)
+    return dropped
 
 
 def observe(pid: int, port: int) -> Figures:

@@ -52,7 +52,7 @@ def market(exchange: str, kind: str = "perpetual") -> Market:
 
 def clock_at(now_ms: int) -> Clock:
     """Ours, of the same day as the venue's."""
-    return Clock(start_ms=now_ms, speed=1.001)
+    return Clock(start_ms=now_ms)
 
 
 BINANCE = market("BINANCE_FUTURES")

@@ -124,7 +124,7 @@ class Load:
             names = EXCHANGE, PAIRS[n % len(PAIRS)], self._start_ms + n * 1000 // self._rows_per_s
             price = 100.0 + n % 997 / 8
             kind = n % COMMIT_ROWS
-            if kind < 2:
+            if n % (2 * COMMIT_ROWS) == COMMIT_ROWS:  # 5 a second; 164 pairs close 3.6
                 rows["ohlcv_1m"].append(_candle(*names, price, n))
             elif kind < 10:
                 rows["funding_rate"].append(FundingRate(*names, 1e-4, None, None, 8.0))

@@ -194,3 +194,13 @@ def test_every_page_is_linked_from_the_readme() -> None:
 def test_every_link_leads_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", path.read_text()):
         assert (path.parent / target).exists(), target
+
+
+def test_every_test_that_the_documentation_names_is_there() -> None:
+    modules = {path.name: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    functions = set(re.findall(r"def (test_\w+)", "\n".join(modules.values())))
+    named = set(re.findall(r"\btest_\w+(?:\.py|…|_…)?", everything()))
+    assert len(named) > 50
+    assert not {name for name in named if name.endswith(".py") and name not in modules}
+    for name in (name.rstrip("…") for name in named if not name.endswith(".py")):
+        assert any(function.startswith(name) for function in functions), name
