@@ -15,7 +15,7 @@ from typing import NamedTuple, ParamSpec, TypeVar
 import structlog
 
 from ingest import quarantine, salvage
-from ingest.database import DamagedFile, Database
+from ingest.database import DamagedFile, Database, errors_by_type
 from ingest.outbox_ledger import PAGE_BYTES, Damage, Ledger, Lock, new_file
 from ingest.outbox_records import (
     ENTRY_COLUMNS,
@@ -194,14 +194,21 @@ class OutboxFile:
                 cause = "its last commits are missing: the write-ahead log was cut, or is gone"
                 ledger.damage = Damage(cause, missed, None)
         self._lock.keep(self._ledger.encode())
-        connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-        with self._path.open("rb") as file:
-            self._lock.keep_first_page(file.read(PAGE_BYTES))
+        self._copy_first_page(connection)
         if self._ledger.damage is not None:
             self._tell(self._ledger.damage)
             # If that can't be written now, it is told again at the next start.
             with suppress(StoreUnavailable), self._change() as (_, ledger):
                 ledger.damage = None
+
+    def _copy_first_page(self, connection: sqlite3.Connection) -> None:
+        with errors_by_type("outbox", self._path):
+            with suppress(sqlite3.OperationalError):  # a full disk: another time
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            with self._path.open("rb") as file:
+                page = file.read(PAGE_BYTES)
+        if b"CREATE TABLE ledger" in page:
+            self._lock.keep_first_page(page)
 
     def _tell(self, damage: Damage) -> None:
         self._lose(damage.lost)
