@@ -153,8 +153,10 @@ class Database:
         """Whether the path leads to another file now, or to none: writing on would be in vain."""
         try:
             return self.path.stat().st_ino != self._inode
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return True
+        except OSError:
+            return False  # what can't be looked at needn't be gone
 
     def close(self) -> None:
         self._connection.close()

@@ -38,10 +38,10 @@ Damage
     errors show it, and so do rows that the ledger knows and nobody finds.
     One broken record is moved to `broken`; the others go on. Anything worse: what can be read goes
     into a fresh file, and the damaged one aside, as `<name>.damaged-<ms>` (`ingest.salvage`).
-    What the ledger knows and wasn't found is counted under `outbox_damaged.<measurement>`, or
-    `outbox_damaged.unknown` where no ledger is left to tell (then at least what is known to be
-    gone). One error in the log says it all. Of lost commits it is all that came in by them: some of
-    it the store may have.
+    What the ledger knows and wasn't found is counted under `outbox_damaged.<measurement>`; where no
+    ledger is left to tell, what is known to be gone, and one row more as `outbox_damaged.unknown`.
+    One error in the log says it all. Of lost commits it is all that came in by them: some of it the
+    store may have.
 
 The bound
     `max_bytes` of payload. Beyond it the oldest entries of mark prices are dropped, then those of

@@ -15,7 +15,7 @@ from typing import NamedTuple, ParamSpec, TypeVar
 import structlog
 
 from ingest import quarantine, salvage
-from ingest.database import DamagedFile, Database
+from ingest.database import DamagedFile, Database, errors_by_type
 from ingest.outbox_ledger import PAGE_BYTES, Damage, Ledger, Lock, new_file
 from ingest.outbox_records import (
     ENTRY_COLUMNS,
@@ -38,6 +38,7 @@ BROKEN_KEPT = 1_000
 """Broken records kept as bytes, the newest; all are counted."""
 MENDS = 2
 """Repairs for one job: a disk that damages what has just been written isn't mended for ever."""
+MOVED = "it was moved or deleted under the service"
 MENDED_AGAIN_S = 5.0
 """Between two repairs that fail, because the disk is full."""
 _SOMETHING = " UNION ALL ".join(f"SELECT 1 FROM {t}" for t in ("ledger", "entries", "quarantine"))
@@ -135,6 +136,9 @@ class OutboxFile:
 
     def _open(self) -> None:
         """Open the file, after a repair where it needs one."""
+        if self._damage == MOVED and self._database is not None and not self._database.moved():
+            self._damage = None  # it is back: its file system was away
+            return
         if time.monotonic() < self._opened_again_s:
             raise StoreUnavailable(f"outbox {self._path} waits to be mended: {self._damage}")
         try:
@@ -190,14 +194,21 @@ class OutboxFile:
                 cause = "its last commits are missing: the write-ahead log was cut, or is gone"
                 ledger.damage = Damage(cause, missed, None)
         self._lock.keep(self._ledger.encode())
-        connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-        with self._path.open("rb") as file:
-            self._lock.keep_first_page(file.read(PAGE_BYTES))
+        self._copy_first_page(connection)
         if self._ledger.damage is not None:
             self._tell(self._ledger.damage)
             # If that can't be written now, it is told again at the next start.
             with suppress(StoreUnavailable), self._change() as (_, ledger):
                 ledger.damage = None
+
+    def _copy_first_page(self, connection: sqlite3.Connection) -> None:
+        with errors_by_type("outbox", self._path):
+            with suppress(sqlite3.OperationalError):  # a full disk: another time
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            with self._path.open("rb") as file:
+                page = file.read(PAGE_BYTES)
+        if b"CREATE TABLE ledger" in page:
+            self._lock.keep_first_page(page)
 
     def _tell(self, damage: Damage) -> None:
         self._lose(damage.lost)
@@ -220,7 +231,7 @@ class OutboxFile:
         if self._database is None:
             raise StoreUnavailable(f"outbox {self._path} isn't open")
         if self._database.moved():
-            raise DamagedFile("it was moved or deleted under the service")
+            raise DamagedFile(MOVED)
         ledger = self._ledger.copy()
         line = None
         with self._database.transaction() as connection:

@@ -5,7 +5,8 @@
 2. Every record that can be read, and whose checksum is right, is copied under its own id. Around
    what can't be read the walk comes from both ends, then in halves, for at most PROBES tries.
 3. The rows that the ledger knows and that were not found are entered in the fresh ledger as lost.
-   The ledger is the damaged file's own, or else its copy in `<name>.lock`.
+   The ledger is the damaged file's own, or else its copy in `<name>.lock`. Without one, what is
+   known to be gone is counted, and one row more as unknown: no repair is silent.
 4. The fresh file is fsynced and called `<name>.salvaged`: from here on it is the outbox. The
    damaged one is moved to `<name>.damaged-<ms>` with its -wal and -shm, the fresh one into its
    place.
@@ -171,8 +172,7 @@ def _lost(
     if known is None:
         lost.update(rows.lost)
         lost.update(refused.lost)
-        if not (rows.whole and refused.whole):
-            lost[UNKNOWN] += 1  # at least
+        lost[UNKNOWN] += 1  # at least: a page that reads as an empty one gives no error
         return lost
     for name, account in known.accounts.items():
         found = rows.rows[name] + refused.rows[name]
@@ -198,8 +198,6 @@ class _Found(Generic[Record]):
     rows: Counter[str] = field(default_factory=Counter)
     bytes: Counter[str] = field(default_factory=Counter)
     lost: Counter[str] = field(default_factory=Counter)
-    whole: bool = True
-    """Whether all that isn't here is in `lost`."""
 
     def __post_init__(self) -> None:
         self._table = "entries" if self.kind is Entry else "quarantine"
@@ -209,7 +207,6 @@ class _Found(Generic[Record]):
 
     def __iter__(self) -> Iterator[Record]:
         if self.version is None:
-            self.whole = False
             return
         for record in self._records():
             count = record.rows if isinstance(record, Entry) else 1
@@ -240,7 +237,6 @@ class _Found(Generic[Record]):
             elif low < high:
                 middle = (low + high) // 2
                 ranges += [(middle + 1, high), (low, middle)]
-        self.whole = self.whole and not ranges
 
     def _walk(self, low: int, high: int, step: int) -> Generator[Record, None, int]:
         """Yield from one end as far as it can be read; return the id where that ended."""
@@ -267,10 +263,9 @@ class _Found(Generic[Record]):
                 f"SELECT measurement, {counted} FROM {self._table} WHERE id = ?", (record,)
             ).fetchone()
         except _UNREADABLE:
-            self.whole = False
-        else:
-            if head is not None:
-                self._lose(*head)
+            return
+        if head is not None:
+            self._lose(*head)
 
     def _lose(self, measurement: object, count: object) -> None:
         name = measurement if measurement in MEASUREMENTS else UNKNOWN
