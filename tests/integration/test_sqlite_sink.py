@@ -176,7 +176,6 @@ def open_folder() -> Iterator[Path]:
 )
 async def test_whatever_befalls_the_file_nothing_is_lost_and_one_line_tells(
     open_folder: Path,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     fault: Callable[[SqliteStore], AbstractContextManager[None]],
     alarm: str,
@@ -187,7 +186,7 @@ async def test_whatever_befalls_the_file_nothing_is_lost_and_one_line_tells(
     await sink.write({"ohlcv_3m": [ohlcv(time=0)]})
     await sink.close()
     rows = [ohlcv(time=TIME + n * 60_000) for n in range(2_000)]
-    outbox = await Outbox.open(tmp_path / "outbox.db", 2**30)
+    outbox = await Outbox.open(open_folder / "outbox.db", 2**30)
     await outbox.append({"ohlcv_1m": rows, "mark_price": [mark()]})
     sink = store.sink()
     delivery = Delivery(outbox, sink, Clock(200.0))
