@@ -56,6 +56,8 @@ REFRESH_S = 300.0
 
 Sooner where a pair falls silent alone.
 """
+REFRESH_LEAST_S = 60.0
+"""… but not sooner than this: a pair may be silent for other reasons, for long."""
 DISCOVER_S = 30.0
 """How often it is asked which pairs are wanted."""
 
@@ -336,8 +338,9 @@ class Collector:
     async def _refresh(self) -> None:
         """Keep listings and funding intervals up to date."""
         while True:
+            await self._parts.clock.sleep(REFRESH_LEAST_S)
             with suppress(TimeoutError):
-                async with self._parts.clock.timeout(REFRESH_S):
+                async with self._parts.clock.timeout(REFRESH_S - REFRESH_LEAST_S):
                     await self._look_at_markets.wait()
             self._look_at_markets.clear()
             try:

@@ -94,6 +94,7 @@ def _store_metrics(status: Mapping[str, Any]) -> Iterator[Metric]:
     yield rows
     up = GaugeMetricFamily("ingest_sink_up", "1 while the sink takes data", labels=["sink"])
     up.add_metric([store["kind"]], float(store["state"] == "live"))
+    up.add_metric(["outbox"], float(outbox["state"] == "live"))
     if status["redis"]["state"] is not None:
         up.add_metric(["redis"], float(status["redis"]["state"] == "live"))
     yield up

@@ -3,6 +3,10 @@
 One task folds what the feeds have put in the inbox into rows and commits them to the outbox; a
 repair goes the same way. Folding and committing happen under one lock, so that two versions of a
 row reach the outbox in the order in which they were made.
+
+While the outbox can't be written (its disk is full), folding goes on, so that newest values stay
+fresh and nobody mistakes our disk for a silent exchange. Rows are held in memory and committed once
+there is room; if even those reach their bound, nothing more is folded, and the inbox decides.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import structlog
 
 from ingest.candles import CandleBook
 from ingest.clock import Clock
+from ingest.held import Held
 from ingest.hot import HotState, PairKey
 from ingest.inbox import Inbox
 from ingest.model import Event, Kline
@@ -47,6 +52,7 @@ class Pipeline:
     `observers` are told of every event of their exchange and when it was received.
     `counts` has `events`, `too_old` (a stream's minute before the horizon: repair brings it) and
     rows by measurement. `turns` rises with each commit, and with each try that the disk refuses.
+    `error` says why the outbox can't be written now, `down_since_ms` since when.
     """
 
     def __init__(
@@ -60,6 +66,8 @@ class Pipeline:
     ) -> None:
         self.counts: Counter[str] = Counter()
         self.turns = 0
+        self.error: str | None = None
+        self.down_since_ms: int | None = None
         self.observers: dict[str, Observer] = {}
         self.books: defaultdict[PairKey, CandleBook] = defaultdict(CandleBook)
         self._inbox = inbox
@@ -68,7 +76,14 @@ class Pipeline:
         self._thinner = thinner
         self._clock = clock
         self._listeners = listeners
+        self._held = Held()
+        self._not_before_ms = 0
         self._commit = asyncio.Lock()
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """Rows that were dropped because the outbox couldn't be written."""
+        return self._held.dropped
 
     async def run(self) -> None:
         """Fold and commit until cancelled; `finish` commits what is left."""
@@ -81,18 +96,29 @@ class Pipeline:
         async with self._commit:
             rows = self._fold(self._inbox.drain())
             _add_ticks(rows, self._thinner.rest())
+            self._not_before_ms = 0
             await self._store(rows)
+            if self._held.rows:
+                log.error(
+                    "rows_not_kept",
+                    rows=self._held.rows,
+                    cause=self.error,
+                    next="the next start fetches what is missing, but for ticks",
+                )
 
     async def put_rows(self, rows: Batch) -> None:
         """Commit rows as they are, behind those that are on their way."""
+        await self._room()
         async with self._commit:
             await self._store(rows)
 
     async def step(self) -> None:
         """Commit what has arrived, and the ticks whose window is over."""
         async with self._commit:
-            rows = self._fold(self._inbox.drain())
-            _add_ticks(rows, self._thinner.due(self._clock.now_ms()))
+            rows: dict[str, list[Row]] = {}
+            if not self._held.is_full:
+                rows = self._fold(self._inbox.drain())
+                _add_ticks(rows, self._thinner.due(self._clock.now_ms()))
             await self._store(rows)
             self.turns += 1
 
@@ -104,6 +130,7 @@ class Pipeline:
         candles: Iterable[Ohlcv],
     ) -> None:
         """Apply minutes that came by REST, where these rows are stored of their range."""
+        await self._room()
         async with self._commit:
             book = self.books[key]
             changes = book.merge(statements, minutes, candles)
@@ -147,26 +174,44 @@ class Pipeline:
         return rows
 
     async def _store(self, rows: Batch) -> None:
-        batch = {measurement: some for measurement, some in rows.items() if some}
-        if not batch:
+        """Commit these rows behind those that are held; all are held on if that fails."""
+        self._held.add(rows)
+        batch = self._held.batch
+        if not batch or self._clock.monotonic_ms() < self._not_before_ms:
             return
-        await self._append(batch)
+        try:
+            await self._outbox.append(batch)
+        except TransientError as error:
+            self._fell(error)
+            return
+        self._held.clear()
+        self._rose(batch)
         for measurement, some in batch.items():
             self.counts[measurement] += len(some)
         candles = [row for row in batch.get("ohlcv_3m", ()) if isinstance(row, Ohlcv)]
         for listener in self._listeners if candles else ():
             listener(candles)
 
-    async def _append(self, batch: Batch) -> None:
-        # Meanwhile the inbox fills up to its bound; what it then drops, repair brings back.
-        while True:
-            try:
-                return await self._outbox.append(batch)
-            except TransientError as error:
-                self.counts["append_retries"] += 1
-                self.turns += 1
-                log.error("outbox_unavailable", cause=str(error), next_try_s=APPEND_RETRY_S)
-                await self._clock.sleep(APPEND_RETRY_S)
+    def _fell(self, error: TransientError) -> None:
+        self._held.thin()
+        self._not_before_ms = self._clock.monotonic_ms() + int(APPEND_RETRY_S * 1000)
+        self.counts["append_retries"] += 1
+        self.turns += 1
+        if self.error is None:
+            self.down_since_ms = self._clock.now_ms()
+            log.error("outbox_unavailable", cause=str(error), next_try_s=APPEND_RETRY_S)
+        self.error = str(error)
+
+    def _rose(self, batch: Batch) -> None:
+        if self.error is not None:
+            log.info("outbox_live", held_rows=sum(map(len, batch.values())))
+        self.error = self.down_since_ms = None
+        self._not_before_ms = 0
+
+    async def _room(self) -> None:
+        """Until rows may be added: those who fetch by REST can wait."""
+        while self._held.is_full:
+            await self._clock.sleep(APPEND_RETRY_S)
 
 
 def _add_ticks(rows: dict[str, list[Row]], ticks: Iterable[Tick]) -> None:

@@ -361,7 +361,7 @@ class Service:
         depth = self._outbox.depth()
         gaps: Counter[str] = Counter(open=0, repaired=0, empty=0, lost=0)
         minutes: Counter[str] = Counter(repaired=0, synthetic=0, lost=0)
-        dropped: Counter[str] = Counter(self._outbox.dropped)
+        dropped: Counter[str] = self._outbox.dropped + self._pipeline.dropped
         dropped.update({f"inbox.{channel}": n for channel, n in self._inbox.dropped.items()})
         for name, collector in list(self._fleet.collectors.items()):
             gaps.update(collector.gaps())
@@ -385,7 +385,14 @@ class Service:
                 "last_success_ms": self._delivery.last_success_ms,
             },
             "inbox": {"events": len(self._inbox)},
-            "outbox": {"rows": depth.rows, "bytes": depth.bytes, "oldest_ms": depth.oldest_ms},
+            "outbox": {
+                "rows": depth.rows,
+                "bytes": depth.bytes,
+                "oldest_ms": depth.oldest_ms,
+                "state": "live" if self._pipeline.error is None else "down",
+                "error": self._pipeline.error,
+                "since_ms": self._pipeline.down_since_ms,
+            },
             "redis": {"state": None if redis is None else redis.state},
             "capture": None if self._capture is None else self._capture.status(),
             "gaps": dict(gaps),

@@ -69,8 +69,9 @@ def health_fields(status: Mapping[str, Any], now_ms: int) -> dict[str, str | int
 def is_fresh(status: Mapping[str, Any]) -> bool:
     """Whether everything is as it should be.
 
-    >>> is_fresh({"state": "quiet", "store": {"state": "live"}, "redis": {"state": None}})
+    >>> up = {"state": "live"}
+    >>> is_fresh({"state": "quiet", "store": up, "outbox": up, "redis": {"state": None}})
     True
     """
-    parts = (status["store"]["state"], status["redis"]["state"])
+    parts = [status[part]["state"] for part in ("store", "outbox", "redis")]
     return status["state"] in ("live", "quiet") and "down" not in parts

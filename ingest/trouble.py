@@ -36,7 +36,7 @@ def troubles(status: Json) -> list[Trouble]:
     >>> store = {"kind": "sqlite", "state": "live", "error": None, "aside": 0,
     ...          "last_success_ms": 1}
     >>> (trouble,) = troubles({"exchanges": {"X": exchange}, "store": store,
-    ...                        "outbox": {"rows": 0, "oldest_ms": None},
+    ...                        "outbox": {"rows": 0, "oldest_ms": None, "state": "live"},
     ...                        "redis": {"state": None}, "gaps": {"open": 0}})
     >>> trouble.what, trouble.since_ms
     ('X: mark_price of 1 pair is late (A/B:B)', 5)
@@ -53,6 +53,9 @@ def troubles(status: Json) -> list[Trouble]:
 
 def _store(status: Json) -> Iterator[Trouble]:
     store, outbox = status["store"], status["outbox"]
+    if outbox["state"] == "down":
+        doing = "tried each second; rows wait in memory, ticks beyond its bound are dropped"
+        yield Trouble(f"nothing can be kept: {outbox['error']}", outbox["since_ms"], doing)
     if store["state"] == "down":
         what = f"the store ({store['kind']}) takes nothing: {store['error']}"
         doing = f"{outbox['rows']:,} rows wait on disk, nothing is lost; tried again for ever"

@@ -168,6 +168,7 @@ async def test_listed_delisted_and_renamed_pairs_and_another_interval_need_no_re
 ):
     monkeypatch.setattr("ingest.collector.DISCOVER_S", 10.0)
     monkeypatch.setattr("ingest.collector.REFRESH_S", 20.0)
+    monkeypatch.setattr("ingest.collector.REFRESH_LEAST_S", 5.0)
     bases = ("BTC", "SOL", "EOS", "NEWCOIN", "VAULTA")
     pairs = {exchange: [f"{base}/USDT:USDT" for base in bases] for exchange in PAIRS}
     async with hurrying_simulator(start_ms=BEFORE_SETTLEMENT_MS) as simulator:

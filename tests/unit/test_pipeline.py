@@ -1,6 +1,7 @@
 from decimal import Decimal
 
 import pytest
+from structlog.testing import capture_logs
 
 from ingest.candles import candle_open_ms
 from ingest.clock import Clock
@@ -10,7 +11,8 @@ from ingest.model import Kline
 from ingest.outbox import Outbox
 from ingest.pipeline import Pipeline
 from ingest.ticks import Thinner
-from marketdata.schema import CANDLE_MS, MINUTE_MS, MarkPrice, Ohlcv
+from marketdata.errors import StoreUnavailable
+from marketdata.schema import CANDLE_MS, MINUTE_MS, Gap, LastPrice, MarkPrice, Ohlcv
 
 KEY = ("BYBIT", "BTC/USDT:USDT")
 
@@ -102,20 +104,48 @@ async def test_the_ticks_that_wait_for_their_window_are_stored_when_the_service_
     assert [row.mark_price for row in await line.rows("mark_price")] == [5.0]
 
 
-async def test_a_full_disk_holds_the_pipeline_up_and_loses_nothing(line, monkeypatch):
-    from marketdata.errors import StoreUnavailable
+@pytest.fixture
+def room(line, monkeypatch):
+    """The disk is full until this is called."""
 
-    append, failures = line.outbox.append, iter([StoreUnavailable("no space left on device")] * 2)
+    async def refuse(batch):
+        raise StoreUnavailable("no space left on device")
 
-    async def flaky(batch):
-        for failure in failures:
-            raise failure
-        await append(batch)
+    with monkeypatch.context() as disk:
+        disk.setattr(line.outbox, "append", refuse)
+        yield disk.undo
 
-    monkeypatch.setattr(line.outbox, "append", flaky)
-    line.clock.speed = 1_000.0
-    for n in range(3):
-        line.inbox.put(kline(n), NOW_MS)
-    await line.pipeline.step()
-    assert len(await line.rows("ohlcv_3m")) == 1
-    assert line.pipeline.counts["append_retries"] == 2
+
+async def test_on_a_full_disk_values_stay_fresh_and_rows_wait_in_memory(line, room):
+    with capture_logs() as logs:
+        for n in range(3):
+            line.inbox.put(kline(n), NOW_MS)
+            await line.pipeline.step()
+        assert line.pipeline.error == "no space left on device"
+        assert line.pipeline.down_since_ms == NOW_MS
+        assert await line.rows("ohlcv_1m") == line.candles == []
+        newest = line.hot.get(KEY)
+        assert newest is not None
+        assert newest.close == 100.0
+        room()
+        await line.pipeline.finish()
+    assert len(await line.rows("ohlcv_1m")) == 3
+    assert await line.rows("ohlcv_3m") == line.candles != []
+    assert line.pipeline.error is line.pipeline.down_since_ms is None
+    assert [entry["event"] for entry in logs] == ["outbox_unavailable", "outbox_live"]
+
+
+async def test_what_a_full_disk_never_takes_is_counted_or_told(line, room, monkeypatch):
+    monkeypatch.setattr("ingest.held.MOST_TICKS", 2)
+    monkeypatch.setattr("ingest.held.MOST_ROWS", 1)
+    gap = Gap(*KEY, "candles", NOW_MS, NOW_MS + 1, "silent", "open", None)
+    with capture_logs() as logs:
+        await line.pipeline.put_rows({"last_price": [LastPrice(*KEY, n, 1.0) for n in range(5)]})
+        await line.pipeline.put_rows({"gap": [gap]})
+        line.inbox.put(kline(0), NOW_MS)
+        await line.pipeline.step()
+        assert len(line.inbox) == 1, "nothing more is folded"
+        await line.pipeline.finish()
+    assert line.pipeline.dropped == {"outbox_unavailable.last_price": 3}
+    assert logs[-1]["event"] == "rows_not_kept"
+    assert logs[-1]["rows"] == 2 + 1 + 1

@@ -13,7 +13,7 @@ def status(**changes):
     return {
         "exchanges": {"BYBIT": exchange | changes.pop("exchange", {})},
         "store": STORE,
-        "outbox": {"rows": 0, "oldest_ms": None},
+        "outbox": {"rows": 0, "oldest_ms": None, "state": "live"},
         "redis": {"state": "live"},
         "gaps": {"open": 0},
     } | changes
@@ -25,7 +25,7 @@ def test_when_nothing_is_wrong_there_is_nothing_to_say():
 
 def test_a_store_that_is_away_says_what_waits_and_since_when():
     down = STORE | {"state": "down", "error": "connection refused", "aside": 1}
-    outbox = {"rows": 12_345, "oldest_ms": 77}
+    outbox = {"rows": 12_345, "oldest_ms": 77, "state": "live"}
     (trouble,) = troubles(status(store=down, outbox=outbox))
     assert "connection refused" in trouble.what
     assert trouble.since_ms == 99, "older rows may wait that failed alone"
@@ -37,7 +37,7 @@ def test_a_store_that_is_away_says_what_waits_and_since_when():
 
 def test_a_store_that_fails_on_some_rows_only_is_told():
     store = STORE | {"aside": 1}
-    (trouble,) = troubles(status(store=store, outbox={"rows": 9, "oldest_ms": 77}))
+    (trouble,) = troubles(status(store=store, outbox={"rows": 9, "oldest_ms": 77, "state": "live"}))
     assert "fails on some rows, and takes the others" in trouble.what
     assert trouble.since_ms == 77
 
@@ -68,3 +68,11 @@ def test_a_connection_that_is_down_says_why():
     lane = {"id": "linear-1", "state": "disconnected", "last_data_ms": 50, "last_error": "HTTP 503"}
     (trouble,) = troubles(status(exchange={"connections": [lane]}))
     assert "linear-1 is disconnected: HTTP 503" in trouble.what
+
+
+def test_an_outbox_that_cannot_be_written_comes_first() -> None:
+    outbox = {"rows": 0, "oldest_ms": None, "state": "down", "error": "no space", "since_ms": 5}
+    store = {"kind": "sqlite", "state": "down", "error": "no space", "last_success_ms": 4}
+    first, second = troubles(status(store=store, outbox=outbox))
+    assert (first.what, first.since_ms) == ("nothing can be kept: no space", 5)
+    assert "takes nothing" in second.what
