@@ -27,8 +27,8 @@ def gaps(rows, since_ms):
 
 
 async def halfway_through_a_minute(clock):
-    """What happens at the turn of a minute belongs to one or the other, by a second of judging."""
-    await clock.sleep((MINUTE_MS * 1.5 - clock.now_ms() % MINUTE_MS) % MINUTE_MS / 1000)
+    """Of the next one: the minute of a start, and its turn, are judged by a second more or less."""
+    await clock.sleep((MINUTE_MS * 1.5 - clock.now_ms() % MINUTE_MS) / 1000)
 
 
 async def test_a_replayed_incident_gives_the_same_ledger_as_the_live_run(

@@ -48,7 +48,7 @@ async def test_the_daily_cut_twice_loses_and_doubles_nothing(
         since_ms = clock.now_ms()
         await clock.reach(since_ms + 250_000)
         simulator.inject(Notice())
-        await clock.reach(since_ms + 320_000)
+        await clock.reach(since_ms + 2 * CANDLE_MS + 10_000)  # holds one whole candle at least
         until_ms = clock.now_ms() - 5_000
         (lane,) = scene.lanes(BINANCE).values()
         await scene.whole(since_ms, until_ms)
