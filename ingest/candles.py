@@ -19,7 +19,7 @@ merged into the book, and what then differs from the store is written:
 - a minute that the book has only from the store, or made up itself, follows the store;
 - otherwise what the exchange has said to this book counts as the later statement, since a row
   doesn't tell when it was made, and its revision is above both. `disputed` names such minutes, so
-  that the exchange is asked before.
+  that the exchange is asked before: what it hasn't said anew stays in the store as it is.
 """
 
 from __future__ import annotations
@@ -207,17 +207,19 @@ class CandleBook:
         """
         stored = {row.time: row for row in minutes}
         made = {row.time: row for row in candles}
+        said = list(statements)
+        unsure = set(self.disputed(stored.values())) - {kline.minute_ms for kline in said}
         for row in stored.values():
             if self._yields_to(row) and is_exact(row):
                 self.minutes[row.time] = _stored_minute(row)
                 self.revisions[row.time] = row.revision
         touched: dict[int, None] = {}
-        for statement in statements:
+        for statement in said:
             self._take(statement, touched)
-        for time_ms, row in stored.items():
-            if time_ms in self.minutes:
-                self._follow(row, touched)
+        for time_ms in (self.minutes.keys() & stored.keys()) - unsure:
+            self._follow(stored[time_ms], touched)
         opens = {candle_open_ms(time_ms) for time_ms in (*touched, *stored)} | made.keys()
+        opens -= {candle_open_ms(time_ms) for time_ms in unsure} & made.keys()
         return Changes(
             [_row(self.minutes[t], self.revisions[t]) for t in sorted(touched)],
             [c for t in sorted(opens) if (c := self._candle(t, made.get(t))) is not None],

@@ -321,6 +321,21 @@ def test_a_correction_that_another_collector_has_heard_is_followed_or_disputed()
     assert (row.high, row.revision) == (100.0, 2), "the exchange takes it back"
 
 
+def test_a_disputed_minute_that_the_exchange_has_not_said_anew_stays_as_it_is_stored():
+    stored = [stored_minute(0, high=200.0, revision=1), stored_minute(1), stored_minute(2)]
+    candle = CandleBook().merge([], stored, []).candles[0]
+    book = CandleBook()
+    book.apply([minute(n) for n in range(3)])
+    assert book.merge([], stored, [candle]) == ([], [])
+    assert book.disputed(stored) == [START_MS], "and it is asked again"
+    answered = book.merge([minute(0, event_ms=2**50)], stored, [candle])
+    assert [row.revision for row in answered.minutes] == [2]
+    assert [row.revision for row in answered.candles] == [candle.revision + 1]
+    late = CandleBook()
+    late.apply([minute(0)])
+    assert late.merge([], stored, []).candles, "a candle that nobody has is made all the same"
+
+
 def test_volumes_that_may_have_been_rounded_are_not_summed():
     said = minute(0, volume=str(0.1 + 0.2))
     (rounded,) = CandleBook().apply([said]).minutes
