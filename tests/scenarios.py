@@ -7,7 +7,7 @@ from ingest.clock import Clock
 from ingest.simulator.market import Market
 from ingest.simulator.server import Simulator
 from marketdata.schema import CANDLE_MS
-from tests.service import SPEED, configuration, stored
+from tests.service import MARKET_STARTS_MS, SPEED, configuration, stored
 from tests.waiting import eventually
 
 
@@ -32,7 +32,7 @@ class HurryingClock(Clock):
         self._world_start = time.monotonic() - monotonic_ms / 1000 / speed
 
 
-def hurrying_simulator(speed=SPEED, start_ms=None, **options):
+def hurrying_simulator(speed=SPEED, start_ms=MARKET_STARTS_MS, **options):
     clock = HurryingClock(speed, start_ms)
     return Simulator(market=Market(as_of_ms=clock.now_ms()), clock=clock, **options)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from contextlib import asynccontextmanager
 
 import aiohttp
@@ -17,6 +18,11 @@ from tests.waiting import eventually
 
 SPEED = 20.0
 """Seconds of the market per second: a candle closes every nine."""
+MARKET_STARTS_MS = int(os.environ.get("MARKETDATA_STARTS_MS", "1795172960000"))
+"""What the market's clock shows at first: a test doesn't depend on the time of day.
+
+20 s into a candle, hours from any settlement. Another start is another way through the same test.
+"""
 PAIRS = {
     "BINANCE_FUTURES": ["BTC/USDT:USDT", "币安人生/USDT:USDT", "XAU/USDT:USDT", "B/USDT:USDT"],
     "BYBIT": ["BTC/USDT:USDT", "ETH/USDT:USDT", "BTC/USDT", "ETH/USDT"],
@@ -24,7 +30,7 @@ PAIRS = {
 
 
 def fast_simulator():
-    clock = Clock(speed=SPEED)
+    clock = Clock(SPEED, MARKET_STARTS_MS)
     return Simulator(market=Market(as_of_ms=clock.now_ms()), clock=clock)
 
 

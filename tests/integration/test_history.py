@@ -37,7 +37,7 @@ from marketdata.config import parse_config
 from marketdata.errors import StoreRefused, UnknownPair
 from marketdata.schema import CANDLE_MS, MINUTE_MS, FundingRate, MarkPrice
 from readers.sources import open_source
-from tests.service import stored, truth
+from tests.service import MARKET_STARTS_MS, stored, truth
 from tests.waiting import eventually
 
 HOUR_MS = 3_600_000
@@ -52,7 +52,7 @@ EXCHANGES: dict[str, Callable[..., ExchangeRest]] = {
 
 @pytest.fixture
 async def simulator():
-    clock = Clock(speed=SPEED)
+    clock = Clock(SPEED, MARKET_STARTS_MS)
     async with Simulator(market=SimulatedMarket(as_of_ms=clock.now_ms()), clock=clock) as simulator:
         yield simulator
 

@@ -92,7 +92,7 @@ async def test_a_silent_pair_is_told_and_its_connection_replaced_and_others_lose
                 15,
                 "another connection",
             )
-            await clock.reach(since_ms + 200_000)
+            await clock.reach(since_ms + 2 * CANDLE_MS + 10_000)  # at least one whole candle
             until_ms = clock.now_ms() - 5_000
             await scene.whole(since_ms, until_ms)
             await scene.settled()

@@ -19,7 +19,7 @@ from ingest.sinks import open_sink
 from marketdata.schema import CANDLE_MS, MINUTE_MS, Gap
 from tests.scenarios import Scene, measured
 from tests.servers.process import free_port
-from tests.service import assert_true, running
+from tests.service import MARKET_STARTS_MS, assert_true, running
 from tests.waiting import eventually
 
 BTC = "BTC/USDT:USDT"
@@ -31,7 +31,7 @@ OFF_S = 120
 @pytest.fixture
 async def venues():
     """The same market twice."""
-    clock = Clock(speed=SPEED)
+    clock = Clock(SPEED, MARKET_STARTS_MS)
     market = Market(as_of_ms=clock.now_ms())
     async with AsyncExitStack() as stack:
         yield [await stack.enter_async_context(Simulator(market=market, clock=clock)) for _ in "ab"]
