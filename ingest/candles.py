@@ -19,7 +19,9 @@ merged into the book, and what then differs from the store is written:
 - a minute that the book has only from the store, or made up itself, follows the store;
 - otherwise what the exchange has said to this book counts as the later statement, since a row
   doesn't tell when it was made, and its revision is above both. `disputed` names such minutes, so
-  that the exchange is asked before: what it hasn't said anew stays in the store as it is.
+  that the exchange is asked before: what it hasn't said anew stays in the store as it is. The
+  minutes of a newer candle that they don't give are disputed too: rows come one after another, and
+  those of a correction may have been read in between.
 """
 
 from __future__ import annotations
@@ -53,6 +55,10 @@ def candle_open_ms(time_ms: int) -> int:
     0
     """
     return time_ms - time_ms % CANDLE_MS
+
+
+def _minutes_of(candle_ms: int) -> range:
+    return range(candle_ms, candle_ms + CANDLE_MS, MINUTE_MS)
 
 
 def synthetic_minute(exchange: str, symbol: str, minute_ms: int, close: float) -> Kline:
@@ -208,9 +214,10 @@ class CandleBook:
         stored = {row.time: row for row in minutes}
         made = {row.time: row for row in candles}
         said = list(statements)
-        unsure = set(self.disputed(stored.values())) - {kline.minute_ms for kline in said}
+        unsure = self.disputed(stored.values(), made.values())
+        unsure -= {kline.minute_ms for kline in said}
         for row in stored.values():
-            if self._yields_to(row) and is_exact(row):
+            if self._is_taken(row):
                 self.minutes[row.time] = _stored_minute(row)
                 self.revisions[row.time] = row.revision
         touched: dict[int, None] = {}
@@ -225,16 +232,26 @@ class CandleBook:
             [c for t in sorted(opens) if (c := self._candle(t, made.get(t))) is not None],
         )
 
-    def disputed(self, minutes: Iterable[Ohlcv]) -> list[int]:
-        """Those of the stored minutes that the exchange has told this book otherwise."""
-        return [
+    def disputed(self, minutes: Iterable[Ohlcv], candles: Iterable[Ohlcv]) -> set[int]:
+        """Open times of minutes that the exchange has told this book otherwise than these rows."""
+        stored = {row.time: row for row in minutes}
+        unlike = {
             row.time
-            for row in minutes
+            for row in stored.values()
             if row.source != "synthetic"
             and (known := self.minutes.get(row.time)) is not None
             and not _same_values(_row(known, 0), row)
             and not self._yields_to(row)
-        ]
+        }
+        taken = {t: _stored_minute(row) for t, row in stored.items() if self._is_taken(row)}
+        known = self.minutes | taken
+        for row in candles:
+            mine, times = self.candles.get(row.time), _minutes_of(row.time)
+            is_news = mine is None or mine.revision < row.revision
+            if is_news and all(time_ms in known for time_ms in times):
+                made = build_candle([known[time_ms] for time_ms in times])
+                unlike.update(() if _same_values(made, row) else times)
+        return unlike
 
     def close_before(self, minute_ms: int) -> float | None:
         """The close of the minute before, or None where it isn't known."""
@@ -247,6 +264,10 @@ class CandleBook:
         for known in (self.minutes, self.revisions, self.candles):
             for time_ms in [t for t in known if t < oldest]:
                 del known[time_ms]
+
+    def _is_taken(self, row: Ohlcv) -> bool:
+        """Whether a stored minute is taken into the book."""
+        return self._yields_to(row) and is_exact(row)
 
     def _yields_to(self, row: Ohlcv) -> bool:
         """Whether a stored minute takes the place of what the book has."""
@@ -311,7 +332,7 @@ class CandleBook:
 
     def _candle(self, open_ms: int, stored: Ohlcv | None = None) -> Ohlcv | None:
         """Make a candle anew; None where it can't be made, or is as it was."""
-        times = range(open_ms, open_ms + CANDLE_MS, MINUTE_MS)
+        times = _minutes_of(open_ms)
         known = self.candles.get(open_ms)
         if any(time_ms not in self.minutes for time_ms in times):
             if known is None and stored is not None:

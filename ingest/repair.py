@@ -244,7 +244,7 @@ class Repairer:
         minutes = await self._rows("ohlcv_1m", market.pair, newest)
         candles = await self._rows("ohlcv_3m", market.pair, newest)
         klines: list[Kline] = []
-        for hole in _whole(book.disputed(minutes), now_ms):
+        for hole in _whole(book.disputed(minutes, candles), now_ms):
             said, _ = await self._ask(market, hole)
             klines += said
         await self._pipeline.repair(key, klines, minutes, candles)
@@ -397,7 +397,7 @@ def _to_ask(
     usable = {row.time for row in minutes if is_exact(row) or candle_open_ms(row.time) in made}
     wanted = range(hole.start_ms, hole.end_ms, MINUTE_MS)
     absent = {t for t in wanted if t not in usable and t not in book.minutes}
-    return sorted(absent.union(t for t in book.disputed(minutes) if t in wanted))
+    return sorted(absent.union(book.disputed(minutes, candles).intersection(wanted)))
 
 
 def _whole(times: Iterable[int], now_ms: int) -> list[Hole]:

@@ -181,19 +181,24 @@ class Collector:
         """Ask the store, and then the exchange if that is not answer enough."""
         minutes, candles = self._stored()
         known = {row.time for row in minutes} | self.book.minutes.keys()
-        enough = statement.minute_ms in known and not self.book.disputed(minutes)
+        enough = statement.minute_ms in known and not self.book.disputed(minutes, candles)
         said = [] if enough else [statement._replace(source="rest")]
         self._send(self.book.merge(said, minutes, candles))
 
     def agree(self, truth):
         minutes, candles = self._stored()
-        said = [truth[time_ms] for time_ms in self.book.disputed(minutes)]
+        said = [truth[time_ms] for time_ms in sorted(self.book.disputed(minutes, candles))]
         self._send(self.book.merge(said, minutes, candles))
 
     def deliver(self, rows=None):
         for name, row in self.outbox[:rows]:
             self.store[name][row.time] = row
         del self.outbox[:rows]
+
+    def deliver_candles(self, rows):
+        """As when the others have to wait."""
+        self.outbox.sort(key=lambda row: row[0], reverse=True)
+        self.deliver(rows)
 
     def rows(self):
         book = self.book
@@ -234,7 +239,8 @@ def two_lives(draw, most_versions):
                 for statement in draw(st.lists(st.sampled_from(of_minute), min_size=1, max_size=3))
             ]
         steps.append((draw(st.integers(0, 1)), "hear", of_minute[-1]))
-    deliveries = st.tuples(st.integers(0, 1), st.just("deliver"), st.integers(1, 9))
+    deliver = st.sampled_from(["deliver", "deliver_candles"])
+    deliveries = st.tuples(st.integers(0, 1), deliver, st.integers(1, 9))
     steps += draw(st.lists(deliveries, max_size=8))
     return versions, draw(st.permutations(steps))
 
@@ -313,10 +319,10 @@ def test_a_correction_that_another_collector_has_heard_is_followed_or_disputed()
     told, heard = CandleBook(), CandleBook()
     told.merge([], stored, [])
     heard.apply([minute(0)])
-    assert told.disputed(corrected) == []
+    assert told.disputed(corrected, []) == set()
     assert told.merge([], corrected, []) == ([], [])
     assert told.minutes[START_MS].high == 200.0
-    assert heard.disputed(corrected) == [START_MS]
+    assert heard.disputed(corrected, []) == {START_MS}
     (row,) = heard.merge([minute(0, event_ms=2**50)], corrected, []).minutes
     assert (row.high, row.revision) == (100.0, 2), "the exchange takes it back"
 
@@ -327,13 +333,28 @@ def test_a_disputed_minute_that_the_exchange_has_not_said_anew_stays_as_it_is_st
     book = CandleBook()
     book.apply([minute(n) for n in range(3)])
     assert book.merge([], stored, [candle]) == ([], [])
-    assert book.disputed(stored) == [START_MS], "and it is asked again"
+    assert START_MS in book.disputed(stored, [candle]), "and it is asked again"
     answered = book.merge([minute(0, event_ms=2**50)], stored, [candle])
     assert [row.revision for row in answered.minutes] == [2]
     assert [row.revision for row in answered.candles] == [candle.revision + 1]
     late = CandleBook()
     late.apply([minute(0)])
     assert late.merge([], stored, []).candles, "a candle that nobody has is made all the same"
+
+
+def test_a_candle_that_is_read_before_the_minute_that_changed_it_is_not_taken_back():
+    before = [stored_minute(n) for n in range(3)]
+    corrected = [stored_minute(0, high=200.0, revision=1), *before[1:]]
+    candle = CandleBook().merge([], corrected, []).candles[0]._replace(revision=1)
+    said = {t: minute(t, high=200.0 if t == 0 else 100.0, event_ms=2**50) for t in range(3)}
+    heard, told = CandleBook(), CandleBook()
+    heard.apply([minute(n) for n in range(3)])
+    told.merge([], before, [])
+    for book in (heard, told):
+        assert book.merge([], before, [candle]) == ([], [])
+        assert book.disputed(before, [candle]) == {kline.minute_ms for kline in said.values()}
+        assert book.merge(said.values(), before, [candle]).candles == []
+        assert book.candles[START_MS] == candle
 
 
 def test_volumes_that_may_have_been_rounded_are_not_summed():
@@ -351,6 +372,6 @@ def test_a_made_up_minute_gives_way_to_what_another_collector_has_heard():
     book = CandleBook()
     book.apply([minute(0), synthetic_minute("BYBIT", "BTC/USDT:USDT", START_MS + MINUTE_MS, 1.0)])
     heard = stored_minute(1, close=105.0, high=105.0)
-    assert book.disputed([heard]) == []
+    assert book.disputed([heard], []) == set()
     assert book.merge([], [heard], []) == ([], [])
     assert book.minutes[START_MS + MINUTE_MS].close == 105.0
