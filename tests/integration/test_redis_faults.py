@@ -446,7 +446,7 @@ async def test_a_publisher_follows_the_address_to_a_promoted_replica(
     )
     replica.start()
     try:
-        with connect(replica) as new, capture_logs() as logs:
+        with connect(redis_server) as old, connect(replica) as new, capture_logs() as logs:
             async with (
                 Forwarder(redis_server.port).listening() as forwarder,
                 publishing(forwarder.url) as line,
@@ -457,9 +457,12 @@ async def test_a_publisher_follows_the_address_to_a_promoted_replica(
                 await shown(new)
                 # First the address changes, as it may: to what is a replica still.
                 forwarder.target_port = replica.port
-                redis_server.kill()
                 forwarder.cut()
                 await line.is_down()
+                # The replica has all that was confirmed; if not, every stream has a break.
+                old.set("newest", 1)
+                assert old.wait(1, 15_000) == 1
+                redis_server.kill()
                 line.mark(price=2.0)
                 line.publisher.put_candles([ohlcv(), ohlcv(time=TIME + CANDLE_MS)])
                 new.replicaof("NO", "ONE")
@@ -467,6 +470,7 @@ async def test_a_publisher_follows_the_address_to_a_promoted_replica(
                 await eventually(lambda: len(entries(new, keys.STREAM_OHLCV_3M)) == 2, 15)
                 await eventually(lambda: breaks(new), 15)
                 assert set(breaks(new)) == {keys.STREAM_PRICE}
+                await line.is_live()
     finally:
         replica.stop()
     events = [entry["event"] for entry in logs]
