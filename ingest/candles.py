@@ -244,12 +244,12 @@ class CandleBook:
             and not self._yields_to(row)
         }
         taken = {t: _stored_minute(row) for t, row in stored.items() if self._is_taken(row)}
-        known = self.minutes | taken
+        merged = self.minutes | taken
         for row in candles:
             mine, times = self.candles.get(row.time), _minutes_of(row.time)
             is_news = mine is None or mine.revision < row.revision
-            if is_news and all(time_ms in known for time_ms in times):
-                made = build_candle([known[time_ms] for time_ms in times])
+            if is_news and all(time_ms in merged for time_ms in times):
+                made = build_candle([merged[time_ms] for time_ms in times])
                 unlike.update(() if _same_values(made, row) else times)
         return unlike
 

@@ -407,6 +407,7 @@ async def test_a_redis_that_loads_its_data_is_waited_for_and_what_it_lost_is_tol
             await eventually(lambda: RedisStore(redis_server.url).rows("ohlcv_3m") == rows, 15)
             await eventually(lambda: len(breaks(client)) == 3, 15)
             assert len(entries(client, keys.STREAM_OHLCV_3M)) == 1
+            await line.is_live()
     events = [entry["event"] for entry in logs]
     assert events == ["publishing_stopped", "publishing_resumed"]
 
