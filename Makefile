@@ -20,7 +20,7 @@ demo: .venv/installed ## simulator, service and live table, offline; Ctrl-C stop
 test: .venv/installed ## all tests, on a real Redis and a real InfluxDB where they can be had
 	@scripts/get-redis.sh $(CACHE)/bin
 	@scripts/get-influxd.sh $(INFLUXD_BUILT)
-	$(PYTHON_BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+	$(PYTHON_BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadgroup $(PYTEST)
 
 venv: .venv/installed ## .venv with everything: service, readers, tools
 
