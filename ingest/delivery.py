@@ -148,8 +148,9 @@ class Delivery:
 
     def _failed(self, parcel: Parcel, error: BatchFailed, took_s: float) -> None:
         self._cause = error
-        shelf = parcel.shelf
-        if self._shelves.failed(shelf, parcel.rows, self._clock.monotonic_ms(), took_s):
+        shelf, now_ms = parcel.shelf, self._clock.monotonic_ms()
+        asked_s = error.retry_after_s or 0.0
+        if self._shelves.failed(shelf, parcel.rows, now_ms, took_s, asked_s):
             log.warning(
                 "shelf_set_aside",
                 sink=self._sink.name,

@@ -100,10 +100,13 @@ class Shelves:
         due_ms = min((aside.due_ms for aside in self._failed.values()), default=None)
         return None if due_ms is None else due_ms - now_ms
 
-    def failed(self, shelf: Shelf, rows: int, now_ms: int, took_s: float) -> bool:
+    def failed(
+        self, shelf: Shelf, rows: int, now_ms: int, took_s: float, asked_s: float = 0.0
+    ) -> bool:
         """A parcel of `rows` rows wasn't stored, for a reason that may lie in the parcel.
 
-        True where this shows, for the first time, that the shelf fails alone.
+        `asked_s`: it isn't tried again before, since the store has asked for that. True where this
+        shows, for the first time, that the shelf fails alone.
         """
         aside = self._failed.get(shelf)
         if aside is None:
@@ -111,7 +114,7 @@ class Shelves:
             aside = self._failed[shelf] = _Aside(backoff, now_ms, MOST_ROWS)
         shown = not aside.doubted and not aside.alone
         aside.alone = aside.alone or shown
-        pause_s = aside.backoff.next_s()
+        pause_s = max(aside.backoff.next_s(), asked_s)
         if aside.patience_s is not None:
             pause_s = max(pause_s, PAUSE_TIMES * took_s)
             aside.patience_s *= 2

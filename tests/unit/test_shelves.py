@@ -174,6 +174,13 @@ def test_sound_shelves_are_stored_whatever_fails_and_what_fails_is_tried_for_eve
     assert (shelves.doubted, shelves.alone) == (0, 0)
 
 
+def test_a_shelf_rests_as_long_as_the_store_asks_for():
+    shelf, shelves = Shelf(False, SHARD), Shelves(uniform=lambda low, high: high)
+    shelves.failed(shelf, 100, now_ms=0, took_s=0.1, asked_s=120.0)
+    assert shelves.aside(now_ms=119_000) == {shelf}
+    assert shelves.aside(now_ms=120_000) == set()
+
+
 @given(st.lists(st.tuples(st.integers(1, 6_000), st.floats(0, 30)), max_size=50))
 def test_a_parcels_size_stays_in_its_bounds_and_fits_the_stores_speed(
     before: list[tuple[int, float]],
