@@ -44,6 +44,7 @@ def main(scenarios: tuple[str, ...], hours: float, rows_per_s: int) -> None:
                 ("rows are lost", figures.lost != 0 or figures.dropped != 0),
                 ("quarantine differs", figures.quarantined != figures.poisoned),
                 ("not live in time", (figures.live_again_s or LIVE_WITHIN_S) >= LIVE_WITHIN_S),
+                ("late again after a minute", (figures.late_again_s or 0.0) >= LIVE_WITHIN_S),
                 ("memory grows", figures.most_rss_mb - figures.base_rss_mb > FLAT_MB),
             )
             if wrong

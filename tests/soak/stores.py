@@ -78,6 +78,8 @@ class Figures:
     caught_up_rows_per_s: float = 0.0
     """From the first row stored, while new ones come in at the rate of life."""
     live_again_s: float | None = None
+    late_again_s: float | None = None
+    """When after that the newest probe was last a second old: candles that wait go before ticks."""
     ages_ms: list[int] = field(default_factory=list)
     """Of the newest probe in the store, from when it was first below a second until the end."""
     base_rss_mb: float = 0.0
@@ -96,6 +98,8 @@ class Figures:
     def __str__(self) -> str:
         again = "never" if self.live_again_s is None else f"{self.live_again_s:.1f} s"
         ages = f"p99 {self.age_ms(0.99)}, most {self.age_ms(1)} ms" if self.ages_ms else "none"
+        if self.late_again_s is not None:
+            ages += f", a second and more until {self.late_again_s:.1f} s"
         return (
             f"{self.scenario}: {self.appended:,} rows appended ({self.append_rows_per_s:,.0f}/s),"
             f" {self.lost} lost, {self.dropped} dropped, {self.quarantined} in quarantine"
@@ -388,6 +392,8 @@ async def _look(figures: Figures, store: Store, returned_s: float) -> None:
             figures.live_again_s = time.monotonic() - returned_s
         if figures.live_again_s is not None:
             figures.ages_ms.append(MINUTE_MS if age_ms is None else age_ms)
+            if figures.ages_ms[-1] >= LIVE_MS:
+                figures.late_again_s = time.monotonic() - returned_s
         await asyncio.sleep(LOOK_S)
 
 
