@@ -15,6 +15,7 @@ from pyarrow import csv
 
 from marketdata.errors import StoreRefused, StoreUnavailable
 from marketdata.schema import CANDLE_MS, Gap, Last, Ohlcv
+from readers.sources import influx as influx_module
 from readers.sources.base import Source
 from readers.sources.influx import InfluxSource
 from readers.sources.redis import RedisSource
@@ -130,6 +131,26 @@ def test_columns_hold_what_rows_hold(source: Source) -> None:
     for name in ("quote_volume", "trades"):
         expected = [getattr(row, name) for row in rows]
         assert [None if np.isnan(value) else value for value in columns[name]] == expected
+
+
+def test_a_bulk_read_in_pieces_has_each_row_once(
+    home: SqliteHome | InfluxHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(influx_module, "_PIECE_ROWS", 7)
+    step_ms = 11 * 86_400_000
+    times = range(END_MS - 60 * step_ms, END_MS, step_ms)
+    home.put({"ohlcv_3m": candles(BTC, times[0], 60, step_ms=step_ms)})
+    source = _open(home)
+    try:
+        for first, last in ((0, 60), (1, 59), (17, 18), (30, 30)):
+            start_ms, end_ms = times[0] + first * step_ms, times[0] + last * step_ms
+            found = source.columns("ohlcv_3m", EXCHANGE, BTC, start_ms, end_ms, ("close", "source"))
+            assert found["time"].tolist() == list(times[first:last])
+            assert len(found["close"]) == len(found["source"]) == last - first
+        forever = source.columns("ohlcv_3m", EXCHANGE, BTC, -(10**16), 10**16, ("close",))
+        assert forever["time"].tolist() == list(times)
+    finally:
+        source.close()
 
 
 def test_texts_come_in_bulk_too(source: Source) -> None:
@@ -358,6 +379,29 @@ def test_a_bulk_answer_that_is_short_of_rows_is_never_handed_out(
     try:
         with pytest.raises(StoreUnavailable, match="sent 9 of 10 rows"):
             source.columns("ohlcv_3m", EXCHANGE, BTC, 0, FAR_MS, OHLCV)
+    finally:
+        source.close()
+
+
+def test_rows_that_are_written_during_a_bulk_read_cost_a_second_try(
+    influx: InfluxBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = InfluxHome(influx, influx.bucket)
+    home.put({"ohlcv_3m": candles(BTC, START_MS, 10)})
+    source = InfluxSource(influx.url, influx.token, influx.bucket)
+    whole = source._csv
+    asked = 0
+
+    def late(*arguments: object) -> bytes:
+        nonlocal asked
+        asked += 1
+        home.put({"ohlcv_3m": candles(BTC, START_MS, 11)})
+        return whole(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(source, "_csv", late)
+    try:
+        found = source.columns("ohlcv_3m", EXCHANGE, BTC, 0, FAR_MS, OHLCV)
+        assert (len(found["time"]), asked) == (11, 2)
     finally:
         source.close()
 

@@ -52,6 +52,8 @@ class InfluxServer(ServerProcess):
             "--bolt-path", str(self.folder / "influxd.bolt"),
             "--sqlite-path", str(self.folder / "influxd.sqlite"),
             "--engine-path", str(self.folder / "engine"), "--log-level", "error",
+            # As a careful operator starts it: without it one query can take all memory.
+            "--influxql-max-select-buckets", "10000",
         ]
         # fmt: on
 
@@ -81,11 +83,16 @@ class InfluxServer(ServerProcess):
         assert answer.status < 300, f"{method} {path}: {answer.status} {answer.data!r}"
         return answer.json() if answer.data else None
 
-    def new_bucket(self, retention_s: int = 0) -> str:
-        """Make a bucket that nobody else uses and return its name; 0 keeps for ever."""
+    def new_bucket(self, retention_s: int = 0, shard_s: int = 0) -> str:
+        """Make a bucket that nobody else uses and return its name.
+
+        A retention of 0 keeps for ever; shards of 0 are as long as the server thinks best.
+        """
         name = f"bucket_{next(self._bucket_numbers)}"
-        rules = [{"type": "expire", "everySeconds": retention_s}] if retention_s else []
-        self.request("POST", "/api/v2/buckets", orgID=self._org_id, name=name, retentionRules=rules)
+        rule = {"everySeconds": retention_s, "shardGroupDurationSeconds": shard_s}
+        self.request(
+            "POST", "/api/v2/buckets", orgID=self._org_id, name=name, retentionRules=[rule]
+        )
         return name
 
     def new_token(self, bucket: str, *, write: bool) -> str:
