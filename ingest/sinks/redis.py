@@ -89,8 +89,8 @@ class RedisSink:
     Attributes
     ----------
     losses
-        How often `probe` has found that Redis lacks what it had confirmed: it was emptied, replaced
-        or set back.
+        How often Redis was found to lack what it had confirmed: it was emptied, replaced or set
+        back.
     """
 
     name = "redis"
@@ -123,7 +123,7 @@ class RedisSink:
         )
         self._in_flight = asyncio.Lock()
         self._writer = keys.writer(secrets.token_hex(4))
-        self._probes = 0
+        self._calls = 0
         self._seen_ms = 0
         self._sent: dict[str, list[list[str]]] = {}
         self._shown: set[str] = set()
@@ -131,19 +131,11 @@ class RedisSink:
     async def probe(self) -> None:
         """Find out whether Redis takes writes, and still has everything that it has confirmed.
 
-        Every probe raises a number in Redis. One that is back behind the number that was seen, has
-        lost what came after; one that hangs gets no more than this into its sockets.
+        One that hangs gets no more than this into its sockets.
         """
         async with self._in_flight, self._pipeline() as pipeline:
-            pipeline.hincrby(self._writer, "probes", 1)
-            pipeline.pexpire(self._writer, keys.WRITER_TTL_MS)
             pipeline.time()
-            answers = await self._execute(pipeline)
-        (probes, _, (seconds, microseconds)) = answers
-        if probes <= self._probes:
-            self.losses += 1
-            self._shown.clear()
-        self._probes = probes
+            [(seconds, microseconds)] = await self._confirmed(pipeline)
         self._seen_ms = seconds * 1000 + microseconds // 1000
 
     async def ends(self) -> dict[str, int]:
@@ -288,7 +280,7 @@ class RedisSink:
             pipeline.script_load(script.text)
             for call in calls:
                 pipeline.evalsha(script.sha, len(call.keys), *call.keys, *call.args)
-            await self._execute(pipeline, ["", *(call.keys[0] for call in calls)])
+            await self._confirmed(pipeline, ["", *(call.keys[0] for call in calls)])
 
     @asynccontextmanager
     async def _pipeline(self) -> AsyncIterator[Pipeline]:
@@ -301,6 +293,20 @@ class RedisSink:
                 yield pipeline
         except (exceptions.RedisError, OSError) as error:
             raise self._error(error) from error
+
+    async def _confirmed(self, pipeline: Pipeline, names: Iterable[str] = ()) -> list[Any]:
+        """The answers; a number that every call raises tells whether Redis has those before it.
+
+        It comes after the rest: a Redis that lacks a part of a call lacks its number as well.
+        """
+        pipeline.hincrby(self._writer, "calls", 1)
+        pipeline.pexpire(self._writer, keys.WRITER_TTL_MS)
+        *answers, calls, _ = await self._execute(pipeline, names)
+        if calls <= self._calls:
+            self.losses += 1
+            self._shown.clear()
+        self._calls = calls
+        return answers
 
     async def _execute(self, pipeline: Pipeline, names: Iterable[str] = ()) -> list[Any]:
         """The answers; an error among them is raised after all have been heard."""

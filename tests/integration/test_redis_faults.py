@@ -24,7 +24,7 @@ from ingest.publish import Publisher
 from ingest.restore import Restorer
 from ingest.sinks.redis import RedisSink
 from marketdata import keys
-from marketdata.errors import StaleData
+from marketdata.errors import StaleData, StoreUnavailable
 from marketdata.schema import CANDLE_MS, MarkPrice, Ohlcv, Row
 from tests.servers.forwarder import Forwarder
 from tests.servers.redis import RedisServer
@@ -506,6 +506,34 @@ async def test_a_replica_that_lacked_the_newest_gets_it_and_consumers_are_told(
                 await eventually(lambda: RedisStore(replica.url).rows("ohlcv_3m") == rows, 15)
                 await eventually(lambda: len(breaks(new)) == 3, 15)
                 assert len(entries(new, keys.STREAM_OHLCV_3M)) == 1
+    finally:
+        replica.stop()
+
+
+async def test_what_was_written_since_the_last_probe_is_missed_as_well(
+    redis_program: Path, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    replica = RedisServer(
+        redis_program, tmp_path / "replica", ["--replicaof", "127.0.0.1", str(redis_server.port)]
+    )
+    replica.start()
+    try:
+        with connect(replica) as new:
+            async with Forwarder(redis_server.port).listening() as forwarder:
+                sink = RedisSink(forwarder.url)
+                await sink.probe()
+                await eventually(lambda: new.keys(keys.writer("*")), 15)
+                new.replicaof("NO", "ONE")
+                await sink.write({"ohlcv_3m": [ohlcv()]})
+                forwarder.target_port = replica.port
+                redis_server.kill()
+                forwarder.cut()
+                with pytest.raises(StoreUnavailable):
+                    await sink.probe()
+                assert sink.losses == 0
+                await sink.probe()
+                assert sink.losses == 1
+                await sink.close()
     finally:
         replica.stop()
 
