@@ -15,7 +15,6 @@ from pyarrow import csv
 
 from marketdata.errors import StoreRefused, StoreUnavailable
 from marketdata.schema import CANDLE_MS, Gap, Last, Ohlcv
-from readers.sources import influx as influx_module
 from readers.sources.base import Source
 from readers.sources.influx import InfluxSource
 from readers.sources.redis import RedisSource
@@ -136,7 +135,7 @@ def test_columns_hold_what_rows_hold(source: Source) -> None:
 def test_a_bulk_read_in_pieces_has_each_row_once(
     home: SqliteHome | InfluxHome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(influx_module, "_PIECE_ROWS", 7)
+    monkeypatch.setattr("readers.sources.influx._PIECE_ROWS", 7)
     step_ms = 11 * 86_400_000
     times = range(END_MS - 60 * step_ms, END_MS, step_ms)
     home.put({"ohlcv_3m": candles(BTC, times[0], 60, step_ms=step_ms)})

@@ -439,103 +439,96 @@ async def test_a_slow_redis_is_no_fault(redis_server: RedisServer, client: redis
     assert logs == []
 
 
-async def test_a_publisher_follows_the_address_to_a_promoted_replica(
+@pytest.fixture
+def replica(
     redis_program: Path, redis_server: RedisServer, tmp_path: Path
-) -> None:
-    replica = RedisServer(
-        redis_program, tmp_path / "replica", ["--replicaof", "127.0.0.1", str(redis_server.port)]
-    )
-    replica.start()
+) -> Iterator[RedisServer]:
+    """A second Redis that follows `redis_server` until it is promoted."""
+    follow = ["--replicaof", "127.0.0.1", str(redis_server.port)]
+    server = RedisServer(redis_program, tmp_path / "replica", follow)
+    server.start()
     try:
-        with connect(redis_server) as old, connect(replica) as new, capture_logs() as logs:
-            async with (
-                Forwarder(redis_server.port).listening() as forwarder,
-                publishing(forwarder.url) as line,
-            ):
-                line.mark()
-                line.publisher.put_candles([ohlcv()])
-                await eventually(lambda: len(entries(new, keys.STREAM_OHLCV_3M)) == 1, 15)
-                await shown(new)
-                # First the address changes, as it may: to what is a replica still.
-                forwarder.target_port = replica.port
-                forwarder.cut()
-                await line.is_down()
-                # The replica has all that was confirmed; if not, every stream has a break.
-                old.set("newest", 1)
-                assert old.wait(1, 15_000) == 1
-                redis_server.kill()
-                line.mark(price=2.0)
-                line.publisher.put_candles([ohlcv(), ohlcv(time=TIME + CANDLE_MS)])
-                new.replicaof("NO", "ONE")
-                await shown(new, price=2.0)
-                await eventually(lambda: len(entries(new, keys.STREAM_OHLCV_3M)) == 2, 15)
-                await eventually(lambda: breaks(new), 15)
-                assert set(breaks(new)) == {keys.STREAM_PRICE}
-                await line.is_live()
+        yield server
     finally:
-        replica.stop()
+        server.stop()
+
+
+async def test_a_publisher_follows_the_address_to_a_promoted_replica(
+    redis_server: RedisServer, replica: RedisServer
+) -> None:
+    with connect(redis_server) as old, connect(replica) as new, capture_logs() as logs:
+        async with (
+            Forwarder(redis_server.port).listening() as forwarder,
+            publishing(forwarder.url) as line,
+        ):
+            line.mark()
+            line.publisher.put_candles([ohlcv()])
+            await eventually(lambda: len(entries(new, keys.STREAM_OHLCV_3M)) == 1, 15)
+            await shown(new)
+            # First the address changes, as it may: to what is a replica still.
+            forwarder.target_port = replica.port
+            forwarder.cut()
+            await line.is_down()
+            # The replica has all that was confirmed; if not, every stream has a break.
+            old.set("newest", 1)
+            assert old.wait(1, 15_000) == 1
+            redis_server.kill()
+            line.mark(price=2.0)
+            line.publisher.put_candles([ohlcv(), ohlcv(time=TIME + CANDLE_MS)])
+            new.replicaof("NO", "ONE")
+            await shown(new, price=2.0)
+            await eventually(lambda: len(entries(new, keys.STREAM_OHLCV_3M)) == 2, 15)
+            await eventually(lambda: breaks(new), 15)
+            assert set(breaks(new)) == {keys.STREAM_PRICE}
+            await line.is_live()
     events = [entry["event"] for entry in logs]
     assert events == ["publishing_stopped", "publishing_resumed"]
 
 
 async def test_a_replica_that_lacked_the_newest_gets_it_and_consumers_are_told(
-    redis_program: Path, redis_server: RedisServer, tmp_path: Path
+    redis_server: RedisServer, replica: RedisServer
 ) -> None:
-    replica = RedisServer(
-        redis_program, tmp_path / "replica", ["--replicaof", "127.0.0.1", str(redis_server.port)]
-    )
-    replica.start()
     rows = [ohlcv(), ohlcv(time=TIME + CANDLE_MS)]
-    try:
-        with connect(redis_server) as old, connect(replica) as new:
-            async with (
-                Forwarder(redis_server.port).listening() as forwarder,
-                publishing(forwarder.url) as line,
-            ):
-                line.mark()
-                line.publisher.put_candles(rows[:1])
-                await eventually(lambda: len(entries(new, keys.STREAM_OHLCV_3M)) == 1, 15)
-                # It is promoted while the old one still takes writes.
-                new.replicaof("NO", "ONE")
-                line.publisher.put_candles(rows[1:])
-                await eventually(lambda: len(entries(old, keys.STREAM_OHLCV_3M)) == 2, 15)
-                line.stored.candles = rows
-                forwarder.target_port = replica.port
-                redis_server.kill()
-                forwarder.cut()
-                await eventually(lambda: RedisStore(replica.url).rows("ohlcv_3m") == rows, 15)
-                await eventually(lambda: len(breaks(new)) == 3, 15)
-                assert len(entries(new, keys.STREAM_OHLCV_3M)) == 1
-    finally:
-        replica.stop()
+    with connect(redis_server) as old, connect(replica) as new:
+        async with (
+            Forwarder(redis_server.port).listening() as forwarder,
+            publishing(forwarder.url) as line,
+        ):
+            line.mark()
+            line.publisher.put_candles(rows[:1])
+            await eventually(lambda: len(entries(new, keys.STREAM_OHLCV_3M)) == 1, 15)
+            # It is promoted while the old one still takes writes.
+            new.replicaof("NO", "ONE")
+            line.publisher.put_candles(rows[1:])
+            await eventually(lambda: len(entries(old, keys.STREAM_OHLCV_3M)) == 2, 15)
+            line.stored.candles = rows
+            forwarder.target_port = replica.port
+            redis_server.kill()
+            forwarder.cut()
+            await eventually(lambda: RedisStore(replica.url).rows("ohlcv_3m") == rows, 15)
+            await eventually(lambda: len(breaks(new)) == 3, 15)
+            assert len(entries(new, keys.STREAM_OHLCV_3M)) == 1
 
 
 async def test_what_was_written_since_the_last_probe_is_missed_as_well(
-    redis_program: Path, redis_server: RedisServer, tmp_path: Path
+    redis_server: RedisServer, replica: RedisServer
 ) -> None:
-    replica = RedisServer(
-        redis_program, tmp_path / "replica", ["--replicaof", "127.0.0.1", str(redis_server.port)]
-    )
-    replica.start()
-    try:
-        with connect(replica) as new:
-            async with Forwarder(redis_server.port).listening() as forwarder:
-                sink = RedisSink(forwarder.url)
+    with connect(replica) as new:
+        async with Forwarder(redis_server.port).listening() as forwarder:
+            sink = RedisSink(forwarder.url)
+            await sink.probe()
+            await eventually(lambda: new.keys(keys.writer("*")), 15)
+            new.replicaof("NO", "ONE")
+            await sink.write({"ohlcv_3m": [ohlcv()]})
+            forwarder.target_port = replica.port
+            redis_server.kill()
+            forwarder.cut()
+            with pytest.raises(StoreUnavailable):
                 await sink.probe()
-                await eventually(lambda: new.keys(keys.writer("*")), 15)
-                new.replicaof("NO", "ONE")
-                await sink.write({"ohlcv_3m": [ohlcv()]})
-                forwarder.target_port = replica.port
-                redis_server.kill()
-                forwarder.cut()
-                with pytest.raises(StoreUnavailable):
-                    await sink.probe()
-                assert sink.losses == 0
-                await sink.probe()
-                assert sink.losses == 1
-                await sink.close()
-    finally:
-        replica.stop()
+            assert sink.losses == 0
+            await sink.probe()
+            assert sink.losses == 1
+            await sink.close()
 
 
 async def test_a_collector_that_starts_tells_since_when_nobody_fed_the_streams(
