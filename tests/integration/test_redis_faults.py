@@ -501,6 +501,9 @@ async def test_a_replica_that_lacked_the_newest_gets_it_and_consumers_are_told(
             new.replicaof("NO", "ONE")
             line.publisher.put_candles(rows[1:])
             await eventually(lambda: len(entries(old, keys.STREAM_OHLCV_3M)) == 2, 15)
+            # What comes after it is there: so the publisher has heard, and won't send it again.
+            line.mark(price=2.0)
+            await shown(old, price=2.0)
             line.stored.candles = rows
             forwarder.target_port = replica.port
             redis_server.kill()
