@@ -164,6 +164,10 @@ class Publisher:
                 await publish()
             except StoreRefused as error:
                 refused = refused or error
+            except TransientError:
+                # Whatever it was that didn't get through: prices are coalesced until the next try.
+                self._broken.add(keys.STREAM_PRICE)
+                raise
         if refused is not None:
             raise refused
 

@@ -22,10 +22,11 @@ from ingest.clock import Clock
 from ingest.hot import HotState
 from ingest.publish import Publisher
 from ingest.restore import Restorer
+from ingest.sinks.base import Settled
 from ingest.sinks.redis import RedisSink
 from marketdata import keys
 from marketdata.errors import StaleData, StoreUnavailable
-from marketdata.schema import CANDLE_MS, MarkPrice, Ohlcv, Row
+from marketdata.schema import CANDLE_MS, Batch, MarkPrice, Ohlcv, Row
 from tests.servers.forwarder import Forwarder
 from tests.servers.redis import RedisServer
 from tests.stored import RedisHome, SqliteHome, Watch, last_of, reading
@@ -209,6 +210,35 @@ async def test_a_redis_that_was_away_and_kept_its_data_has_no_break_of_candles(
         assert span["dropped"] == "0"
         prices = [entry["mark_price"] for entry in entries(client, keys.STREAM_PRICE)]
         assert prices == ["1.0", "3.0"]
+
+
+async def test_prices_that_were_skipped_are_told_also_where_it_was_a_candle_that_failed(
+    redis_server: RedisServer, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis_server.options = ["--appendonly", "yes", "--appendfsync", "always"]
+    redis_server.stop()
+    redis_server.start()
+    write = RedisSink.write
+
+    async def killed(sink: RedisSink, batch: Batch) -> Settled:
+        redis_server.kill()
+        return await write(sink, batch)
+
+    async with publishing(redis_server.url) as line:
+        line.mark()
+        await shown(client)
+        with monkeypatch.context() as patch:
+            patch.setattr(RedisSink, "write", killed)
+            line.publisher.put_candles([ohlcv()])
+            await line.is_down()
+        line.mark(price=2.0)
+        line.mark(price=3.0)
+        # Nothing else runs meanwhile: the next attempt finds Redis there again.
+        redis_server.start()
+        await shown(client, price=3.0)
+        await eventually(lambda: breaks(client), 15)
+        assert set(breaks(client)) == {keys.STREAM_PRICE}
+        assert len(entries(client, keys.STREAM_OHLCV_3M)) == 1
 
 
 async def test_what_no_queue_could_hold_is_counted_told_and_put_back_from_the_store(
