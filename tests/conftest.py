@@ -7,9 +7,10 @@ failure. One server per run, emptied (Redis) or with a bucket of its own (Influx
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tests.leaks import ProcessLeaks, TaskLeaks
 from tests.servers.influx import InfluxBucket, InfluxServer, find_influxd
 from tests.servers.process import free_port as find_free_port
 from tests.servers.redis import RedisServer, find_redis_server
+from tests.standstill import LOOP_FACTORIES, TIME
 
 HURRIED = {
     "test_chaos",
@@ -40,6 +42,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
             # First of all, so that it looks after every other fixture has been closed.
             item.fixturenames.insert(0, "no_task_leaks")
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    return LOOP_FACTORIES
+
+
+@pytest.fixture(autouse=True, scope="session")
+def standstill() -> Iterator[None]:
+    """The service's clocks go by the time of the loops that it runs in."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ingest.clock.time", TIME)
+        yield
 
 
 @pytest.fixture(autouse=True)

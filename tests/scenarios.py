@@ -1,6 +1,5 @@
 """What tests of whole scenarios share: a clock to hurry with, and questions to a store."""
 
-import time
 from typing import Any
 
 from ingest.clock import Clock
@@ -8,6 +7,7 @@ from ingest.simulator.market import Market
 from ingest.simulator.server import Simulator
 from marketdata.schema import CANDLE_MS
 from tests.service import MARKET_STARTS_MS, SPEED, configuration, stored
+from tests.standstill import TIME
 from tests.waiting import eventually
 
 
@@ -29,7 +29,7 @@ class HurryingClock(Clock):
     def _rebase(self, now_ms, monotonic_ms, speed):
         self.speed = speed
         self._start_ms = float(now_ms - monotonic_ms)
-        self._world_start = time.monotonic() - monotonic_ms / 1000 / speed
+        self._world_start = TIME.monotonic() - monotonic_ms / 1000 / speed
 
 
 def hurrying_simulator(speed=SPEED, start_ms=MARKET_STARTS_MS, **options):

@@ -8,6 +8,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from tests.standstill import TIME
+
 T = TypeVar("T")
 
 POLL_S = 0.01
@@ -17,13 +19,13 @@ async def eventually(
     condition: Callable[[], T | Awaitable[T]], timeout_s: float = 5.0, what: str = "the condition"
 ) -> T:
     """Return the first truthy answer of `condition` (plain or async); fail after `timeout_s`."""
-    deadline = time.monotonic() + timeout_s
+    deadline = TIME.monotonic() + timeout_s
     while True:
         answer = condition()
         value = await answer if inspect.isawaitable(answer) else answer
         if value:
             return value
-        if time.monotonic() > deadline:
+        if TIME.monotonic() > deadline:
             raise AssertionError(f"{what}: not within {timeout_s} s (last answer: {value!r})")
         await asyncio.sleep(POLL_S)
 
