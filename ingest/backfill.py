@@ -308,7 +308,8 @@ class Backfill:
         return [kline async for page in pages for kline in page.klines]
 
     async def _mark_rows(self, job: Job, hole: Hole) -> list[Mark3m]:
-        return [row async for rows in job.rest.mark_candles(job.market, *hole) for row in rows]
+        pages = job.rest.mark_candles(job.market, *hole)
+        return [candle async for page in pages for candle in page.candles]
 
     async def _settlement_rows(self, job: Job, hole: Hole) -> list[FundingSettled]:
         return [row async for rows in job.rest.settlements(job.market, *hole) for row in rows]

@@ -348,17 +348,19 @@ class MarkRepairer:
         asked = {t for t in followed.open if hole.start_ms <= t < hole.end_ms}
         if not asked:
             return
+        lost: set[int] = set()
         start_ms, end_ms = min(asked), max(asked) + CANDLE_MS
-        async for rows in self._rest.mark_candles(market, start_ms, end_ms):
-            there |= {row.time: row for row in rows}
+        async for page in self._rest.mark_candles(market, start_ms, end_ms):
+            there |= {candle.time: candle for candle in page.candles}
+            # By the exchange's clock when it was asked: ours may be ahead, or have gone on since.
+            last_ms = min(page.end_ms, page.server_ms - LOST_AFTER_MS) - CANDLE_MS
+            lost |= {t for t in asked - there.keys() if page.start_ms <= t <= last_ms}
         # Between missing candles lie some of the stream, which stay as they are.
         found = [there[open_ms] for open_ms in sorted(asked & there.keys())]
         if found:
             await self._pipeline.put_rows({"mark_3m": found})
         now_ms = self._now_ms()
-        absent = asked - there.keys()
-        lost = {t for t in absent if t + CANDLE_MS + LOST_AFTER_MS <= now_ms}
-        if absent - lost:
+        if asked - there.keys() - lost:
             followed.ask_ms = now_ms + ASK_AGAIN_MS
         followed.open -= there.keys() | lost
         followed.lost = {t for t in followed.lost | lost if t >= now_ms - self._lookback_ms}

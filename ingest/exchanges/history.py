@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 from ingest.exchanges.rest_base import (
     LONGEST_INTERVAL_MS,
+    MarksPage,
     MinutesPage,
     Settled,
     next_candle,
@@ -78,12 +79,12 @@ class PagedHistory(ABC):
 
     async def mark_candles(
         self, market: Market, start_ms: int, end_ms: int
-    ) -> AsyncIterator[list[Mark3m]]:
+    ) -> AsyncIterator[MarksPage]:
         start_ms, end_ms = next_candle(start_ms), next_candle(end_ms)
         async for page in self._pages("mark_3m", market, start_ms, end_ms):
             candles = self._parse_mark_candles(page.rows, market, page.server_ms)
             require_within((candle.time for candle in candles), page.start_ms, page.end_ms)
-            yield candles
+            yield MarksPage(candles, page.start_ms, page.end_ms, page.server_ms)
 
     async def settlements(
         self, market: Market, start_ms: int, end_ms: int

@@ -31,6 +31,15 @@ class MinutesPage(NamedTuple):
     server_ms: int
 
 
+class MarksPage(NamedTuple):
+    """The same for the candles of the mark price that open in [start_ms, end_ms)."""
+
+    candles: list[Mark3m]
+    start_ms: int
+    end_ms: int
+    server_ms: int
+
+
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 LATEST_MS = 2**53
@@ -86,13 +95,8 @@ class ExchangeRest(Protocol):
         the settlement before, or the market's own where that one is unknown.
         """
 
-    def mark_candles(
-        self, market: Market, start_ms: int, end_ms: int
-    ) -> AsyncIterator[list[Mark3m]]:
-        """Closed 3-minute candles of the mark price that open in [start_ms, end_ms), oldest first.
-
-        What the exchange has no row for is missing.
-        """
+    def mark_candles(self, market: Market, start_ms: int, end_ms: int) -> AsyncIterator[MarksPage]:
+        """Closed 3-minute candles of the mark price that open in [start_ms, end_ms), likewise."""
 
     def cost(self, measurement: str, market: Market) -> Cost:
         """What a call for `ohlcv`, `mark_3m` or `funding_settled` costs at its cheapest page."""

@@ -147,7 +147,8 @@ async def test_mark_candles_are_the_exchange_s_own_closed_ones(simulator, rest):
     market = (await catalogue_of(rest)).find(BTC)
     now_ms = simulator.clock.now_ms()
     start_ms = now_ms - now_ms % CANDLE_MS - 1_200 * CANDLE_MS
-    rows = await collect(rest.mark_candles(market, start_ms, now_ms + DAY_MS))
+    pages = rest.mark_candles(market, start_ms, now_ms + DAY_MS)
+    rows = [candle async for page in pages for candle in page.candles]
     expected = true_marks(simulator, market, start_ms, now_ms - now_ms % CANDLE_MS)
     times = [row.time for row in rows]
     assert times == list(range(start_ms, times[-1] + 1, CANDLE_MS))
@@ -196,12 +197,12 @@ class NoOutbox:
 
 
 @asynccontextmanager
-async def keeping(part_class, simulator, rest, settings, *more, lookback_ms=2 * DAY_MS):
+async def keeping(part_class, simulator, rest, settings, *more, lookback_ms=2 * DAY_MS, clock=None):
     """A running Settler or MarkRepairer on the store of the settings."""
     straight, source = Straight(settings), open_source(settings)
     await straight.sink.write({})
     part = part_class(
-        rest.exchange, rest, source, straight, NoOutbox(), *more, simulator.clock,
+        rest.exchange, rest, source, straight, NoOutbox(), *more, clock or simulator.clock,
         lookback_ms=lookback_ms,
     )  # fmt: skip
     task = asyncio.create_task(part.run())
@@ -293,6 +294,32 @@ async def marks_come_back(simulator, rest, folder):
         assert rows[open_ms][3:7] == pytest.approx(prices, rel=1e-6)
     # The lookback and what was lost came in few calls, not one a candle.
     assert sum(n for path, n in rest.client.requests.items() if "mark" in path) < 20
+
+
+@pytest.mark.parametrize("exchange", list(EXCHANGES))
+async def test_marks_of_a_time_that_is_yet_to_come_for_the_exchange_are_not_lost(
+    exchange, tmp_path
+):
+    clock, ahead_ms = Clock(speed=160), HOUR_MS // 3
+    wrong = Clock(clock.speed, clock.now_ms() + ahead_ms)
+    async with (
+        Simulator(market=SimulatedMarket(as_of_ms=clock.now_ms()), clock=clock) as simulator,
+        rest_of(simulator, exchange) as rest,
+    ):
+        settings = configuration(simulator, tmp_path)
+        market = (await catalogue_of(rest)).find(BTC)
+        began_ms = clock.now_ms() // CANDLE_MS * CANDLE_MS
+        wanted = range(began_ms, wrong.now_ms() // CANDLE_MS * CANDLE_MS, CANDLE_MS)
+        arguments = (MarkRepairer, simulator, rest, settings)
+        async with keeping(*arguments, lookback_ms=HOUR_MS, clock=wrong) as (repairer, _):
+            await repairer.follow({BTC: market})
+
+            def complete():
+                rows = stored(settings, "mark_3m", exchange, BTC)
+                return {row.time for row in rows}.issuperset(wanted)
+
+            await eventually(complete, 30, "every candle")
+            assert repairer.lost == 0
 
 
 # Years of it
