@@ -9,6 +9,8 @@ import time
 class Clock:
     """Wall time in UTC milliseconds, optionally running faster than the world.
 
+    `world_s` is the monotonic clock of the world that it goes by, in seconds.
+
     Parameters
     ----------
     speed
@@ -17,9 +19,11 @@ class Clock:
         What the clock shows now; left out, the world's time.
     """
 
+    world_s = staticmethod(time.monotonic)
+
     def __init__(self, speed: float = 1.0, start_ms: int | None = None) -> None:
         self.speed = speed
-        self._world_start = time.monotonic()
+        self._world_start = self.world_s()
         # That of the host is asked each time: it is set now and then.
         self._is_hosts = speed == 1.0 and start_ms is None
         self._start_ms = time.time() * 1000 if start_ms is None else float(start_ms)
@@ -28,11 +32,11 @@ class Clock:
         """UTC milliseconds."""
         if self._is_hosts:
             return int(time.time() * 1000)
-        return int(self._start_ms + (time.monotonic() - self._world_start) * 1000 * self.speed)
+        return int(self._start_ms + (self.world_s() - self._world_start) * 1000 * self.speed)
 
     def monotonic_ms(self) -> int:
         """Milliseconds since some moment: it only runs forward, whoever sets the host's clock."""
-        return int((time.monotonic() - self._world_start) * 1000 * self.speed)
+        return int((self.world_s() - self._world_start) * 1000 * self.speed)
 
     async def sleep(self, seconds: float) -> None:
         """Sleep `seconds` of this clock."""

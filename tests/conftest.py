@@ -52,7 +52,7 @@ def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.Abstrac
 def standstill() -> Iterator[None]:
     """The service's clocks go by the time of the loops that it runs in."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ingest.clock.time", TIME)
+        patch.setattr("ingest.clock.Clock.world_s", TIME.monotonic)
         yield
 
 

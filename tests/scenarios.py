@@ -7,7 +7,6 @@ from ingest.simulator.market import Market
 from ingest.simulator.server import Simulator
 from marketdata.schema import CANDLE_MS
 from tests.service import MARKET_STARTS_MS, SPEED, configuration, stored
-from tests.standstill import TIME
 from tests.waiting import eventually
 
 
@@ -29,7 +28,7 @@ class HurryingClock(Clock):
     def _rebase(self, now_ms, monotonic_ms, speed):
         self.speed = speed
         self._start_ms = float(now_ms - monotonic_ms)
-        self._world_start = TIME.monotonic() - monotonic_ms / 1000 / speed
+        self._world_start = self.world_s() - monotonic_ms / 1000 / speed
 
 
 def hurrying_simulator(speed=SPEED, start_ms=MARKET_STARTS_MS, **options):

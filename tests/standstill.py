@@ -18,7 +18,7 @@ NOTICED_S = 0.05
 
 
 class Time:
-    """`time` as the clocks of the service know it, without the moments of standstill.
+    """The world's monotonic clock, without the moments of standstill.
 
     While a loop runs, what its thread neither spent computing nor asked to wait was standstill;
     each reading looks, so that none is ever shown.
@@ -31,8 +31,6 @@ class Time:
     True
     >>> shown.end()
     """
-
-    time = staticmethod(time.time)
 
     def __init__(self) -> None:
         self._stood_s = 0.0
