@@ -192,8 +192,7 @@ class Repairer:
         if followed.market.listed_ms is not None:
             start_ms = max(start_ms, candle_open_ms(followed.market.listed_ms))
         past = Hole(start_ms, end_ms)
-        minutes = await self._rows("ohlcv_1m", pair, past)
-        candles = await self._rows("ohlcv_3m", pair, past)
+        minutes, candles = await self._written(pair, past)
         unfinished = await self._open_gaps(pair, since_ms=0)
         await self._remember(pair, minutes, candles)
         there = {row.time for row in minutes}
@@ -241,18 +240,26 @@ class Repairer:
         market, now_ms = followed.market, self._clock.now_ms()
         key, book = (self._exchange, market.pair), self._pipeline.books[self._exchange, market.pair]
         newest = Hole(candle_open_ms(now_ms - AGREE_MS), now_ms)
-        minutes = await self._rows("ohlcv_1m", market.pair, newest)
-        candles = await self._rows("ohlcv_3m", market.pair, newest)
+        minutes, candles = await self._written(market.pair, newest)
         klines: list[Kline] = []
         for hole in _whole(book.disputed(minutes, candles), now_ms):
             said, _ = await self._ask(market, hole)
             klines += said
+        if klines:
+            # The other collector may have written just that while the exchange was asked.
+            minutes, candles = await self._written(market.pair, newest)
         await self._pipeline.repair(key, klines, minutes, candles)
         unfinished = abandoned(await self._open_gaps(market.pair, now_ms - DAY_MS), now_ms)
         async with self._work:
             self.watch.ledger.load(unfinished)
             self._queue(market.pair, [Hole(gap.time, gap.until_ms) for gap in unfinished])
             self._work.notify_all()
+
+    async def _written(self, pair: str, hole: Hole) -> tuple[list[Ohlcv], list[Ohlcv]]:
+        """Minutes and candles of a range; those of any of these candles are among the minutes."""
+        # In this order: what a candle was made of is written with it, or before.
+        candles = await self._rows("ohlcv_3m", pair, hole)
+        return await self._rows("ohlcv_1m", pair, hole), candles
 
     async def _rows(self, measurement: str, pair: str, hole: Hole) -> list[Ohlcv]:
         where = (measurement, self._exchange, pair, hole.start_ms, hole.end_ms)
