@@ -305,11 +305,11 @@ class Backfill:
 
     async def _klines(self, job: Job, hole: Hole) -> list[Kline]:
         pages = job.rest.minutes(job.market, *hole)
-        return [kline async for page in pages for kline in page.klines]
+        return [kline async for page in pages for kline in page.rows]
 
     async def _mark_rows(self, job: Job, hole: Hole) -> list[Mark3m]:
         pages = job.rest.mark_candles(job.market, *hole)
-        return [candle async for page in pages for candle in page.candles]
+        return [candle async for page in pages for candle in page.rows]
 
     async def _settlement_rows(self, job: Job, hole: Hole) -> list[FundingSettled]:
         return [row async for rows in job.rest.settlements(job.market, *hole) for row in rows]

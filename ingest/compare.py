@@ -344,7 +344,7 @@ class Sampler:
         start_ms = end_ms - CANDLES * CANDLE_MS
         theirs: list[Kline] = []
         async for page in self.rest.minutes(market, start_ms - CANDLE_MS, end_ms):
-            theirs.extend(page.klines)
+            theirs.extend(page.rows)
         ours = await asyncio.to_thread(
             self.ours.candles, market.exchange, market.pair, start_ms, end_ms
         )

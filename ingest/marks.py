@@ -351,7 +351,7 @@ class MarkRepairer:
         lost: set[int] = set()
         start_ms, end_ms = min(asked), max(asked) + CANDLE_MS
         async for page in self._rest.mark_candles(market, start_ms, end_ms):
-            there |= {candle.time: candle for candle in page.candles}
+            there |= {candle.time: candle for candle in page.rows}
             # By the exchange's clock when it was asked: ours may be ahead, or have gone on since.
             last_ms = min(page.end_ms, page.server_ms - LOST_AFTER_MS) - CANDLE_MS
             lost |= {t for t in asked - there.keys() if page.start_ms <= t <= last_ms}

@@ -365,7 +365,7 @@ class Repairer:
         klines: list[Kline] = []
         server_ms = 0
         async for page in self._rest.minutes(market, hole.start_ms, hole.end_ms):
-            klines += page.klines
+            klines += page.rows
             server_ms = page.server_ms
         return klines, server_ms
 

@@ -34,14 +34,14 @@ class Time:
 
     def __init__(self) -> None:
         self._stood_s = 0.0
-        self._loops: threading.Thread | None = None
+        self._thread: threading.Thread | None = None
         self._looked_s = 0.0
         self._computed_s = 0.0
 
     def monotonic(self) -> float:
-        if self._loops is None:
+        if self._thread is None:
             return time.monotonic() - self._stood_s
-        if self._loops is threading.current_thread():
+        if self._thread is threading.current_thread():
             self.look()
             return self._looked_s - self._stood_s
         # Another thread can't tell, and had better be late than show what is taken back.
@@ -58,11 +58,11 @@ class Time:
     def begin(self) -> None:
         """A loop runs from now on, in this thread."""
         self._looked_s, self._computed_s = time.monotonic(), time.thread_time()
-        self._loops = threading.current_thread()
+        self._thread = threading.current_thread()
 
     def end(self) -> None:
         """It runs no longer."""
-        self._loops = None
+        self._thread = None
 
 
 TIME = Time()

@@ -198,3 +198,12 @@ class RedisStore:
     def come_back(self) -> None:
         assert self._server is not None
         self._server.start()
+
+
+class NoOutbox:
+    """What is read of an `Outbox`, where nothing waits to be stored."""
+
+    async def pending(
+        self, measurement: str, exchange: str, symbol: str, start_ms: int, end_ms: int
+    ) -> list[Row]:
+        return []

@@ -12,8 +12,7 @@ from typing import Literal, NamedTuple
 
 from ingest.exchanges.rest_base import (
     LONGEST_INTERVAL_MS,
-    MarksPage,
-    MinutesPage,
+    ClosedPage,
     Settled,
     next_candle,
     next_minute,
@@ -70,21 +69,21 @@ class PagedHistory(ABC):
 
     async def minutes(
         self, market: Market, start_ms: int, end_ms: int
-    ) -> AsyncIterator[MinutesPage]:
+    ) -> AsyncIterator[ClosedPage[Kline]]:
         start_ms, end_ms = next_minute(start_ms), next_minute(end_ms)
         async for page in self._pages("ohlcv", market, start_ms, end_ms):
             klines = self._parse_klines(page.rows, market, page.server_ms)
             require_within((kline.minute_ms for kline in klines), page.start_ms, page.end_ms)
-            yield MinutesPage(klines, page.start_ms, page.end_ms, page.server_ms)
+            yield ClosedPage(klines, page.start_ms, page.end_ms, page.server_ms)
 
     async def mark_candles(
         self, market: Market, start_ms: int, end_ms: int
-    ) -> AsyncIterator[MarksPage]:
+    ) -> AsyncIterator[ClosedPage[Mark3m]]:
         start_ms, end_ms = next_candle(start_ms), next_candle(end_ms)
         async for page in self._pages("mark_3m", market, start_ms, end_ms):
             candles = self._parse_mark_candles(page.rows, market, page.server_ms)
             require_within((candle.time for candle in candles), page.start_ms, page.end_ms)
-            yield MarksPage(candles, page.start_ms, page.end_ms, page.server_ms)
+            yield ClosedPage(candles, page.start_ms, page.end_ms, page.server_ms)
 
     async def settlements(
         self, market: Market, start_ms: int, end_ms: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from math import isfinite
-from typing import NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from ingest.budget import Limit
 from ingest.model import Kline
@@ -14,27 +14,20 @@ from marketdata.errors import BadMessage
 from marketdata.pairs import Catalogue, Market
 from marketdata.schema import CANDLE_MS, MINUTE_MS, FundingSettled, Mark3m
 
+R = TypeVar("R")
+
 Metadata = Mapping[str, object]
 """An exchange's own words about its markets: JSON, as it is kept on disk."""
 
 
-class MinutesPage(NamedTuple):
-    """What the exchange answers for the minutes that open in [start_ms, end_ms).
+class ClosedPage(NamedTuple, Generic[R]):
+    """What the exchange answers for the minutes or candles that open in [start_ms, end_ms).
 
     All of them were closed at `server_ms`, the exchange's clock when it was asked; for one that
-    `klines` (ascending) lacks, the exchange has no row.
+    `rows` (ascending) lacks, the exchange has no row.
     """
 
-    klines: list[Kline]
-    start_ms: int
-    end_ms: int
-    server_ms: int
-
-
-class MarksPage(NamedTuple):
-    """The same for the candles of the mark price that open in [start_ms, end_ms)."""
-
-    candles: list[Mark3m]
+    rows: list[R]
     start_ms: int
     end_ms: int
     server_ms: int
@@ -80,7 +73,9 @@ class ExchangeRest(Protocol):
     async def server_ms(self) -> int:
         """The exchange's clock, UTC milliseconds."""
 
-    def minutes(self, market: Market, start_ms: int, end_ms: int) -> AsyncIterator[MinutesPage]:
+    def minutes(
+        self, market: Market, start_ms: int, end_ms: int
+    ) -> AsyncIterator[ClosedPage[Kline]]:
         """Closed minutes that open in [start_ms, end_ms), page by page, oldest first.
 
         Pages follow each other without a hole and end with the last minute that is closed.
@@ -95,7 +90,9 @@ class ExchangeRest(Protocol):
         the settlement before, or the market's own where that one is unknown.
         """
 
-    def mark_candles(self, market: Market, start_ms: int, end_ms: int) -> AsyncIterator[MarksPage]:
+    def mark_candles(
+        self, market: Market, start_ms: int, end_ms: int
+    ) -> AsyncIterator[ClosedPage[Mark3m]]:
         """Closed 3-minute candles of the mark price that open in [start_ms, end_ms), likewise."""
 
     def cost(self, measurement: str, market: Market) -> Cost:

@@ -18,7 +18,7 @@ from ingest.budget import Budgets
 from ingest.clock import Clock
 from ingest.exchanges.binance_futures_rest import BinanceFuturesRest, parse_klines
 from ingest.exchanges.bybit_rest import BAN_S, BybitRest, parse_settlements, refusal
-from ingest.exchanges.rest_base import DAY_MS, ExchangeRest, MarksPage, MinutesPage
+from ingest.exchanges.rest_base import DAY_MS, ExchangeRest
 from ingest.rest import Answer
 from marketdata.errors import BadMessage, ExchangeUnavailable, MarketDataError, RateLimited
 from marketdata.pairs import Catalogue, binance_futures_markets
@@ -107,13 +107,7 @@ HEADERS = st.fixed_dictionaries(
 
 
 async def rows_of(pages: AsyncIterator[Any]) -> list[Any]:
-    return [row async for page in pages for row in _rows(page)]
-
-
-def _rows(page: Any) -> list[Any]:
-    if isinstance(page, MinutesPage):
-        return page.klines
-    return page.candles if isinstance(page, MarksPage) else page
+    return [row async for page in pages for row in getattr(page, "rows", page)]
 
 
 async def ask(rest: ExchangeRest, exchange: str) -> int:

@@ -13,7 +13,8 @@ from ingest.budget import Budgets, Limit
 from ingest.clock import Clock
 from ingest.exchanges.binance_futures_rest import BinanceFuturesRest
 from ingest.exchanges.bybit_rest import BybitRest
-from ingest.exchanges.rest_base import ExchangeRest, MinutesPage
+from ingest.exchanges.rest_base import ClosedPage, ExchangeRest
+from ingest.model import Kline
 from ingest.simulator.server import Simulator
 from marketdata.errors import ExchangeRefused, RateLimited
 from marketdata.pairs import Market
@@ -74,11 +75,11 @@ async def binance(binance_venue: BinanceVenue) -> AsyncIterator[BinanceFuturesRe
     await rest.close()
 
 
-async def collect(pages: AsyncIterator[MinutesPage]) -> list[MinutesPage]:
+async def collect(pages: AsyncIterator[ClosedPage[Kline]]) -> list[ClosedPage[Kline]]:
     return [page async for page in pages]
 
 
-def contiguous(pages: list[MinutesPage]) -> bool:
+def contiguous(pages: list[ClosedPage[Kline]]) -> bool:
     return all(a.end_ms == b.start_ms for a, b in itertools.pairwise(pages))
 
 
@@ -89,11 +90,11 @@ async def test_binance_minutes_come_in_the_cheapest_pages_up_to_the_last_closed_
     assert contiguous(pages)
     assert pages[0].start_ms == START_MS + MINUTE_MS
     assert pages[-1].end_ms == START_MS + 600 * MINUTE_MS
-    minutes = [kline.minute_ms for page in pages for kline in page.klines]
+    minutes = [kline.minute_ms for page in pages for kline in page.rows]
     assert minutes == list(range(pages[0].start_ms, pages[-1].end_ms, MINUTE_MS))
     assert [request.query.get("limit") for request in binance_venue.asked] == [None, "499", "100"]
     assert binance.client.weight["/fapi/v1/klines"] == 4
-    assert {kline.event_ms for page in pages for kline in page.klines} <= {
+    assert {kline.event_ms for page in pages for kline in page.rows} <= {
         page.server_ms for page in pages
     }
     assert all(page.server_ms <= binance_venue.now_ms + 5_000 for page in pages)
@@ -106,8 +107,8 @@ async def test_a_minute_that_binance_has_no_row_for_is_missing_from_its_page(
     binance_venue.missing.add(hole_ms)
     (page,) = await collect(binance.minutes(BINANCE, START_MS, START_MS + 4 * MINUTE_MS))
     assert (page.start_ms, page.end_ms) == (START_MS, START_MS + 4 * MINUTE_MS)
-    assert hole_ms not in {kline.minute_ms for kline in page.klines}
-    assert len(page.klines) == 3
+    assert hole_ms not in {kline.minute_ms for kline in page.rows}
+    assert len(page.rows) == 3
 
 
 async def test_nothing_is_asked_for_minutes_that_are_not_closed_yet(
@@ -163,7 +164,7 @@ async def test_bybit_minutes_come_in_long_pages_up_to_the_last_closed_one(
     pages = await collect(bybit.minutes(market("BYBIT", kind), START_MS, START_MS + 10**9))
     assert contiguous(pages)
     assert (pages[0].start_ms, pages[-1].end_ms) == (START_MS, START_MS + 1_500 * MINUTE_MS)
-    minutes = [kline.minute_ms for page in pages for kline in page.klines]
+    minutes = [kline.minute_ms for page in pages for kline in page.rows]
     assert minutes == list(range(START_MS, START_MS + 1_500 * MINUTE_MS, MINUTE_MS))
     assert {request.query["category"] for request in bybit_venue.asked} == {category}
     assert len(bybit_venue.asked) == 2
@@ -272,7 +273,7 @@ async def test_minutes_are_those_of_the_simulator_to_the_last_digit(
     assert [
         (k.minute_ms, k.open, k.high, k.low, k.close, k.volume, k.quote_volume)
         for page in pages
-        for k in page.klines
+        for k in page.rows
     ] == [
         (
             bar.open_ms,

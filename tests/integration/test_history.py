@@ -38,6 +38,7 @@ from marketdata.errors import StoreRefused, UnknownPair
 from marketdata.schema import CANDLE_MS, MINUTE_MS, FundingRate, MarkPrice
 from readers.sources import open_source
 from tests.service import MARKET_STARTS_MS, stored, truth
+from tests.stores import NoOutbox
 from tests.waiting import eventually
 
 HOUR_MS = 3_600_000
@@ -148,7 +149,7 @@ async def test_mark_candles_are_the_exchange_s_own_closed_ones(simulator, rest):
     now_ms = simulator.clock.now_ms()
     start_ms = now_ms - now_ms % CANDLE_MS - 1_200 * CANDLE_MS
     pages = rest.mark_candles(market, start_ms, now_ms + DAY_MS)
-    rows = [candle async for page in pages for candle in page.candles]
+    rows = [candle async for page in pages for candle in page.rows]
     expected = true_marks(simulator, market, start_ms, now_ms - now_ms % CANDLE_MS)
     times = [row.time for row in rows]
     assert times == list(range(start_ms, times[-1] + 1, CANDLE_MS))
@@ -187,13 +188,6 @@ def configuration(simulator, folder, **extra):
         **extra,
     }
     return parse_config(json.dumps(document), source="test", folder=folder, environ={})
-
-
-class NoOutbox:
-    """An outbox in which nothing waits."""
-
-    async def pending(self, measurement, exchange, symbol, start_ms, end_ms):
-        return []
 
 
 @asynccontextmanager

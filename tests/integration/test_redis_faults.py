@@ -103,6 +103,13 @@ async def publishing(url: str, timeout_s: float = 1.0) -> AsyncIterator[Line]:
         await sink.close()
 
 
+def keep_all(server: RedisServer) -> None:
+    """Restart it, so that from now on it has everything again after a kill."""
+    server.options = ["--appendonly", "yes", "--appendfsync", "always"]
+    server.stop()
+    server.start()
+
+
 def connect(server: RedisServer) -> redis.Redis:
     return redis.Redis(port=server.port, decode_responses=True)
 
@@ -186,9 +193,7 @@ async def test_a_value_that_got_too_old_in_the_meantime_is_not_shown_as_fresh(
 async def test_a_redis_that_was_away_and_kept_its_data_has_no_break_of_candles(
     redis_server: RedisServer, client: redis.Redis
 ) -> None:
-    redis_server.options = ["--appendonly", "yes", "--appendfsync", "always"]
-    redis_server.stop()
-    redis_server.start()
+    keep_all(redis_server)
     async with publishing(redis_server.url) as line:
         line.mark()
         line.publisher.put_candles([ohlcv()])
@@ -215,9 +220,7 @@ async def test_a_redis_that_was_away_and_kept_its_data_has_no_break_of_candles(
 async def test_prices_that_were_skipped_are_told_also_where_it_was_a_candle_that_failed(
     redis_server: RedisServer, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    redis_server.options = ["--appendonly", "yes", "--appendfsync", "always"]
-    redis_server.stop()
-    redis_server.start()
+    keep_all(redis_server)
     write = RedisSink.write
 
     async def killed(sink: RedisSink, batch: Batch) -> Settled:

@@ -6,11 +6,12 @@ import pytest
 
 from ingest.candles import CandleBook
 from ingest.clock import Clock
-from ingest.exchanges.rest_base import MinutesPage
+from ingest.exchanges.rest_base import ClosedPage
 from ingest.freshness import Freshness
 from ingest.repair import Repairer, _Followed
 from marketdata.schema import CANDLE_MS, MINUTE_MS
 from tests.feeds import market
+from tests.stores import NoOutbox
 from tests.unit.test_candles import START_MS, minute
 
 KEY = ("BYBIT", "BTC/USDT:USDT")
@@ -36,11 +37,6 @@ class Store:
         return rows
 
 
-class NoOutbox:
-    async def pending(self, *where):
-        return []
-
-
 class Rest:
     """An exchange that states the same minutes whoever asks; `on_call` happens meanwhile."""
 
@@ -50,7 +46,7 @@ class Rest:
     async def minutes(self, market, start_ms, end_ms):
         self.calls += 1
         self.on_call()
-        yield MinutesPage(self.klines, start_ms, end_ms, end_ms)
+        yield ClosedPage(self.klines, start_ms, end_ms, end_ms)
 
 
 class Pipeline:
